@@ -1,0 +1,65 @@
+# Everything a developer does, on a bare machine: each target does the set-up it needs, once.
+#
+#   make demo    train two scenarios with Newton-CG, Adam and SGD; results in out/demo
+#   make test    the tests
+#   make lint    ruff, mypy, clang-format
+#   make bench   the vector work of CG against TensorFlow graph code and NumPy
+#   make build   build the native core and the TensorFlow op again
+#
+# Settings: PYTHON (the interpreter that makes .venv), TENSORFLOW (the extra to install: tensorflow-cpu or tensorflow),
+# NCG_CUDA (AUTO, ON, OFF), CUDAARCHS (CUDA architectures, as CMake takes them: "90-real;120").
+PYTHON ?= python3
+TENSORFLOW ?= tensorflow-cpu
+NCG_CUDA ?= AUTO
+
+VENV := .venv
+BIN := $(VENV)/bin
+NATIVE := CMakeLists.txt pyproject.toml $(shell find csrc bindings cmake -type f)
+export TF_CPP_MIN_LOG_LEVEL ?= 2
+
+.PHONY: help build demo test lint format bench clean
+help:
+	@sed -n '2,/^PYTHON/p' Makefile | sed -n 's/^# \{0,1\}//p'
+
+# The tools and packages; changes when pyproject.toml names others.
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	@echo "Installing TensorFlow and the tools into $(VENV) (once, about 2 GB) ..."
+	$(BIN)/python .ci/requirements.py $(TENSORFLOW) scenarios dev > $(VENV)/requirements.txt
+	$(BIN)/python -m pip install --quiet -r $(VENV)/requirements.txt
+	touch $@
+
+# Core and op, into the environment; Python files are used where they stand.
+$(VENV)/.built: $(VENV)/.installed $(NATIVE)
+	@echo "Building the native core and the TensorFlow op ..."
+	$(BIN)/python -m pip install --quiet --no-build-isolation --no-deps \
+	  -C cmake.define.NCG_CUDA=$(NCG_CUDA) -C cmake.define.NCG_TENSORFLOW=ON --editable .
+	touch $@
+
+build:
+	rm -f $(VENV)/.built
+	$(MAKE) $(VENV)/.built
+
+demo: $(VENV)/.built
+	$(BIN)/ncg-cuda compare reg-diabetes cnn-digits --seeds 3 --out out/demo
+
+test: $(VENV)/.built
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.built
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $(shell find csrc bindings tests -name '*.h' -o -name '*.cpp' -o -name '*.cc' -o -name '*.cu' -o -name '*.cuh')
+
+format: $(VENV)/.built
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+	$(BIN)/clang-format -i $(shell find csrc bindings tests -name '*.h' -o -name '*.cpp' -o -name '*.cc' -o -name '*.cu' -o -name '*.cuh')
+
+bench: $(VENV)/.built
+	$(BIN)/python bench/vector_work.py
+
+clean:
+	rm -rf build $(VENV)/.built

@@ -1,0 +1,131 @@
+// ncg_cuda._core: addresses in, kernels out. Every check of an argument (type, size, device, overlap) is made by
+// ncg_cuda/ops.py; nothing here is meant to be called by a user.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "ncg/call.h"
+#include "ncg/cpu/engine.h"
+#include "ncg/cpu/openmp.h"
+#include "ncg/operations.h"
+#ifdef NCG_WITH_CUDA
+#include "ncg/cuda/launch.h"
+#endif
+
+namespace py = pybind11;
+
+namespace {
+
+int default_threads() {
+#ifdef _OPENMP
+  return omp_get_max_threads();
+#else
+  return 1;
+#endif
+}
+
+int num_threads = default_threads();
+
+template <class Op, bool kInSolve>
+void run_on_cpu(const ncg::Call& call) {
+  ncg::with_driver<Op, kInSolve>(call, [&](const auto& driver) {
+    ncg::cpu::run<Op, typename Op::Scalar>(ncg::vectors_of<Op>(call), call.n, driver, call.partials,
+                                           ncg::cpu::OpenMp{num_threads});
+  });
+}
+
+using Launch = const char* (*)(ncg::Dtype, const ncg::Call*);
+
+template <template <class> class Functor, bool kInSolve>
+void bind_operation(py::module_& module, const char* name, [[maybe_unused]] Launch launch) {
+  using Op = Functor<float>;
+  auto run = [name, launch](bool on_gpu, int dtype, std::int64_t n, const std::vector<std::uintptr_t>& operands,
+                            std::uintptr_t segments, std::int64_t segment_count, std::uintptr_t state,
+                            const std::vector<double>& params, std::uintptr_t out, std::uintptr_t partials,
+                            std::uintptr_t ticket, std::uintptr_t stream) {
+    if (operands.size() != Op::kVectors || params.size() > ncg::kMaxParams) {
+      throw std::invalid_argument(std::string(name) + ": wrong number of operands or scalars");
+    }
+    ncg::Call call{};
+    for (std::size_t k = 0; k < operands.size(); ++k) call.operand[k] = reinterpret_cast<void*>(operands[k]);
+    for (std::size_t k = 0; k < params.size(); ++k) call.params[k] = params[k];
+    call.table = {reinterpret_cast<const ncg::Segment*>(segments), segment_count};
+    call.n = n;
+    call.state = reinterpret_cast<ncg::CgState*>(state);
+    call.out = reinterpret_cast<double*>(out);
+    call.partials = reinterpret_cast<double*>(partials);
+    call.ticket = reinterpret_cast<void*>(ticket);
+    call.stream = reinterpret_cast<void*>(stream);
+    const auto type = static_cast<ncg::Dtype>(dtype);
+    const char* error = nullptr;
+    {
+      const py::gil_scoped_release release;
+      if (on_gpu) {
+        error = launch != nullptr ? launch(type, &call) : "this build has no CUDA engine";
+      } else if (type == ncg::Dtype::kFloat32) {
+        run_on_cpu<Functor<float>, kInSolve>(call);
+      } else {
+        run_on_cpu<Functor<double>, kInSolve>(call);
+      }
+    }
+    if (error != nullptr) throw std::runtime_error(std::string(name) + ": " + error);
+  };
+  module.def(name, run, py::arg("on_gpu"), py::arg("dtype"), py::arg("n"), py::arg("operands"), py::kw_only(),
+             py::arg("segments") = 0, py::arg("segment_count") = 0, py::arg("state") = 0,
+             py::arg("params") = std::vector<double>{}, py::arg("out") = 0, py::arg("partials") = 0,
+             py::arg("ticket") = 0, py::arg("stream") = 0);
+}
+
+std::vector<std::string> state_fields() {
+  return {
+#define NCG_NAME(name) #name,
+      NCG_STATE_FIELDS(NCG_NAME)
+#undef NCG_NAME
+  };
+}
+
+py::tuple cuda_status() {
+#ifdef NCG_WITH_CUDA
+  const char* why = "";
+  const int count = ncg_cuda_device_count(&why);
+  return py::make_tuple(std::string(ncg_cuda_version()), count, std::string(why));
+#else
+  return py::make_tuple(py::none(), 0, std::string("built without CUDA (no nvcc was found, or NCG_CUDA=OFF)"));
+#endif
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_core, module) {
+  module.doc() = "Native core of ncg_cuda: the fused operations on the CPU and, where built with CUDA, on the GPU.";
+#ifdef NCG_WITH_CUDA
+#define NCG_LAUNCHER(name) ncg_cuda_##name
+#else
+#define NCG_LAUNCHER(name) nullptr
+#endif
+#define NCG_BIND(name, Functor, in_solve) bind_operation<ncg::Functor, in_solve>(module, #name, NCG_LAUNCHER(name));
+  NCG_OPERATIONS(NCG_BIND)
+#undef NCG_BIND
+  module.def("partials_size", [](std::int64_t n, std::int64_t segment_count) {
+#ifdef NCG_WITH_CUDA
+    const std::int64_t table = ncg_cuda_table_bytes(segment_count) / static_cast<std::int64_t>(sizeof(double));
+#else
+    const std::int64_t table = 0 * segment_count;
+#endif
+    return ncg::partials_size(n) + table;
+  });
+  module.def("state_fields", &state_fields);
+  module.def("cuda_status", &cuda_status);
+  module.def("get_num_threads", [] { return num_threads; });
+  module.def("set_num_threads", [](int threads) { num_threads = threads; });
+  module.attr("CHUNK") = ncg::kChunk;
+  module.attr("LANES") = ncg::kLanes;
+#ifdef _OPENMP
+  module.attr("openmp") = true;
+#else
+  module.attr("openmp") = false;
+#endif
+}

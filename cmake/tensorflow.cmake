@@ -1,0 +1,39 @@
+# The TensorFlow op: a library of its own, because its C++ ABI belongs to one TensorFlow minor version, which its file
+# name carries. It is built against the TensorFlow that the building Python imports, so the package must be installed
+# with --no-build-isolation for it; without one, the pure-TensorFlow path serves.
+if(NCG_TENSORFLOW STREQUAL "OFF")
+  return()
+elseif(NOT NCG_TENSORFLOW MATCHES "^(AUTO|ON)$")
+  message(FATAL_ERROR "ncg_cuda: NCG_TENSORFLOW=${NCG_TENSORFLOW} is none of AUTO, ON, OFF.")
+endif()
+execute_process(
+  COMMAND ${CMAKE_COMMAND} -E env TF_CPP_MIN_LOG_LEVEL=3 CUDA_VISIBLE_DEVICES= ${Python_EXECUTABLE} -c
+    "import tensorflow as tf; f = [x for x in tf.sysconfig.get_compile_flags() if x.startswith('-D')]; \
+print(tf.__version__, tf.sysconfig.get_include(), tf.sysconfig.get_lib(), ','.join(f), sep=';')"
+  OUTPUT_VARIABLE NCG_TF OUTPUT_STRIP_TRAILING_WHITESPACE ERROR_VARIABLE NCG_TF_ERROR RESULT_VARIABLE NCG_TF_FAILED)
+if(NCG_TF_FAILED)
+  string(REGEX MATCH "[^\n]*\n?$" NCG_TF_ERROR "${NCG_TF_ERROR}")
+  if(NCG_TENSORFLOW STREQUAL "ON")
+    message(FATAL_ERROR "ncg_cuda: NCG_TENSORFLOW=ON, but TensorFlow cannot be imported by ${Python_EXECUTABLE}: "
+      "${NCG_TF_ERROR}\nInstall it there first and build with --no-build-isolation.")
+  endif()
+  message(STATUS "ncg_cuda: no TensorFlow in this Python, its op is not built: ${NCG_TF_ERROR}")
+  return()
+endif()
+list(GET NCG_TF 0 NCG_TF_VERSION)
+list(GET NCG_TF 1 NCG_TF_INCLUDE)
+list(GET NCG_TF 2 NCG_TF_LIB)
+list(GET NCG_TF 3 NCG_TF_DEFINES)
+string(REPLACE "," ";" NCG_TF_DEFINES "${NCG_TF_DEFINES}")
+string(REGEX MATCH "^[0-9]+\\.[0-9]+" NCG_TF_MINOR "${NCG_TF_VERSION}")
+message(STATUS "ncg_cuda: op for TensorFlow ${NCG_TF_MINOR}")
+
+add_library(ncg_tf MODULE csrc/tensorflow/ops.cc csrc/tensorflow/kernels_cpu.cc)
+set_target_properties(ncg_tf PROPERTIES PREFIX "lib" OUTPUT_NAME "ncg_tf-${NCG_TF_MINOR}" CXX_VISIBILITY_PRESET hidden)
+target_link_libraries(ncg_tf PRIVATE ncg_options ${NCG_TF_LIB}/libtensorflow_framework.so.2)
+# TensorFlow's headers are system headers: their warnings are not ours
+target_include_directories(ncg_tf SYSTEM PRIVATE ${NCG_TF_INCLUDE})
+target_compile_options(ncg_tf PRIVATE ${NCG_TF_DEFINES})
+# found through the process, which has loaded TensorFlow before: no path of the build machine in the library
+set_target_properties(ncg_tf PROPERTIES SKIP_BUILD_RPATH TRUE INSTALL_RPATH "")
+install(TARGETS ncg_tf LIBRARY DESTINATION ncg_cuda)

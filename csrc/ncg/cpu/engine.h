@@ -1,0 +1,138 @@
+// The CPU engine: runs any operation of operations.h over flat vectors or a table, on the executor it is given.
+//
+// The inner loop is written once, over GCC/Clang vectors of kLanes elements (no intrinsics): an operation's functor is
+// a template over its value type, a vector here, a scalar on the GPU.
+#pragma once
+
+#include <cstring>
+
+#include "ncg/chunk.h"
+#include "ncg/driver.h"
+#include "ncg/vectors.h"
+
+namespace ncg::cpu {
+
+template <class T>
+struct Lanes {
+  typedef T Vector __attribute__((vector_size(kLanes * sizeof(T))));
+  typedef T Unaligned __attribute__((vector_size(kLanes * sizeof(T)), aligned(sizeof(T)), may_alias));
+};
+
+// Elements [0, n) of each operand, in runs of kRun (n may end inside one); adds to the chunk's float64 lane sums.
+template <class Op, class T>
+NCG_CLONES void accumulate_runs(const Op op, T* const* operand, std::int64_t n, double* lane_sums) {
+  using Vector = typename Lanes<T>::Vector;
+  using Unaligned = typename Lanes<T>::Unaligned;
+  constexpr int K = Op::kVectors;
+  constexpr int kFirstWritten = Op::kVectors - Op::kWritten;
+  T* at[K];
+  for (int k = 0; k < K; ++k) at[k] = operand[k];
+
+  for (std::int64_t run = 0; run < n; run += kRun) {
+    const std::int64_t end = n - run < kRun ? n : run + kRun;
+    Vector acc[Op::kSums] = {};
+    std::int64_t i = run;
+    for (; i + kLanes <= end; i += kLanes) {
+      Vector v[K];
+#pragma GCC unroll 8
+      for (int k = 0; k < K; ++k) v[k] = *reinterpret_cast<const Unaligned*>(at[k] + i);
+      op(v, acc);
+#pragma GCC unroll 8
+      for (int k = kFirstWritten; k < K; ++k) *reinterpret_cast<Unaligned*>(at[k] + i) = v[k];
+    }
+    if (i < end) {  // the vector's last few elements, padded with zeros, by the same arithmetic
+      const std::size_t bytes = static_cast<std::size_t>(end - i) * sizeof(T);
+      Vector v[K] = {};
+      for (int k = 0; k < K; ++k) std::memcpy(&v[k], at[k] + i, bytes);
+      op(v, acc);
+      for (int k = kFirstWritten; k < K; ++k) std::memcpy(at[k] + i, &v[k], bytes);
+    }
+    for (int m = 0; m < Op::kSums; ++m) {
+      for (int j = 0; j < kLanes; ++j) lane_sums[m * kLanes + j] += static_cast<double>(acc[m][j]);
+    }
+  }
+}
+
+// Where operand 0 stands in a table: calls f(data, begin, end) for stretches of whole runs of [begin, end) that lie in
+// one segment, and for a run that crosses segments or padding, with its elements gathered into a zeroed buffer.
+template <class T, class F>
+void for_each_stretch(const Table& table, std::int64_t begin, std::int64_t end, F&& f) {
+  std::int64_t s = find_segment(table.segments, table.count, begin);
+  std::int64_t i = begin;
+  while (i < end) {
+    while (s + 1 < table.count && table.segments[s + 1].offset <= i) ++s;
+    const std::int64_t run_end = i + kRun < end ? i + kRun : end;
+    if (s >= 0) {
+      const Segment& segment = table.segments[s];
+      const std::int64_t segment_end = segment.offset + segment.length;
+      if (run_end <= segment_end) {
+        // whole runs only, so that runs stay where a flat vector has them
+        const std::int64_t whole = segment_end >= end ? end : i + (segment_end - i) / kRun * kRun;
+        f(static_cast<const T*>(segment.data) + (i - segment.offset), i, whole);
+        i = whole;
+        continue;
+      }
+    }
+    alignas(64) T gathered[kRun] = {};
+    for (std::int64_t t = s < 0 ? 0 : s; t < table.count && table.segments[t].offset < run_end; ++t) {
+      const Segment& segment = table.segments[t];
+      const std::int64_t from = segment.offset > i ? segment.offset : i;
+      const std::int64_t to = segment.offset + segment.length < run_end ? segment.offset + segment.length : run_end;
+      if (from < to) {
+        std::memcpy(gathered + (from - i), static_cast<const T*>(segment.data) + (from - segment.offset),
+                    static_cast<std::size_t>(to - from) * sizeof(T));
+      }
+    }
+    f(static_cast<const T*>(gathered), i, run_end);
+    i = run_end;
+  }
+}
+
+template <class Op, class T>
+void run_chunk(const Op& op, const Vectors<T, Op::kVectors>& vectors, std::int64_t begin, std::int64_t end,
+               double* sums) {
+  constexpr int K = Op::kVectors;
+  double lane_sums[Op::kSums * kLanes] = {};
+  T* operand[K];
+  auto stretch = [&](const T* first, std::int64_t from, std::int64_t to) {
+    operand[0] = const_cast<T*>(first);  // operand 0 is written only where it is flat
+    for (int k = 1; k < K; ++k) operand[k] = vectors.flat[k] + from;
+    accumulate_runs<Op, T>(op, operand, to - from, lane_sums);
+  };
+  if (vectors.table.count > 0) {
+    for_each_stretch<T>(vectors.table, begin, end, stretch);
+  } else {
+    stretch(vectors.flat[0] + begin, begin, end);
+  }
+  for (int m = 0; m < Op::kSums; ++m) {
+    double* lane = lane_sums + m * kLanes;
+    for (int half = kLanes / 2; half > 0; half /= 2) {
+      for (int j = 0; j < half; ++j) lane[j] += lane[j + half];
+    }
+    sums[m] = lane[0];
+  }
+}
+
+// partials: room for chunk_count(n) * Op::kSums numbers. parallel_for(count, f) calls f(first, last) on disjoint ranges
+// that cover [0, count), and returns when all are done.
+template <class Op, class T, class Driver, class ParallelFor>
+void run(const Vectors<T, Op::kVectors>& vectors, std::int64_t n, const Driver& driver, double* partials,
+         const ParallelFor& parallel_for) {
+  Op op{};
+  if (!driver.begin(op)) return;
+  const std::int64_t chunks = chunk_count(n);
+  parallel_for(chunks, [&](std::int64_t first, std::int64_t last) {
+    for (std::int64_t c = first; c < last; ++c) {
+      const std::int64_t begin = c * kChunk;
+      const std::int64_t end = n - begin < kChunk ? n : begin + kChunk;
+      run_chunk<Op, T>(op, vectors, begin, end, partials + c * Op::kSums);
+    }
+  });
+  double sums[Op::kSums] = {};
+  for (std::int64_t c = 0; c < chunks; ++c) {
+    for (int m = 0; m < Op::kSums; ++m) sums[m] += partials[c * Op::kSums + m];
+  }
+  driver.finish(sums);
+}
+
+}  // namespace ncg::cpu

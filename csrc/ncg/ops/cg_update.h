@@ -1,0 +1,48 @@
+// Pass B of an iteration: x, r and p move together, because beta is known before r is.
+//
+//   x += alpha_x p,   r -= alpha_r (hp + tau p),   p = r + beta p
+//
+//   reads   hp, x, r, p     16 bytes an element (float32)
+//   writes  x, r, p         12 bytes
+//   sums    r.r of the new r
+//
+// With pass A an iteration moves 9 vectors: 36 bytes per float32 weight. alpha_x and alpha_r are equal but for the last
+// step along negative curvature (alpha_r = 0), the residual of a given x (alpha_x = 0, alpha_r = 1, beta = 0, p = x)
+// and its refresh. A diagonal preconditioner adds one vector that is read and one sum: another operation of this shape.
+#pragma once
+
+#include "ncg/state.h"
+
+namespace ncg {
+
+template <class T>
+struct CgUpdate {
+  using Scalar = T;
+  static constexpr int kVectors = 4;  // hp, x, r, p
+  static constexpr int kWritten = 3;
+  static constexpr int kSums = 1;
+  static constexpr int kParams = 4;  // alpha_x, alpha_r, beta, tau
+
+  T alpha_x, alpha_r, beta, tau;
+
+  template <class V>
+  NCG_HD void operator()(V* v, V* sums) const {
+    const V hp = v[0];
+    const V p = v[3];
+    const V r = v[2] - alpha_r * (hp + tau * p);
+    v[1] = v[1] + alpha_x * p;
+    v[2] = r;
+    v[3] = r + beta * p;
+    sums[0] += r * r;
+  }
+
+  static NCG_HD CgUpdate from_params(const double* c) {
+    return {static_cast<T>(c[0]), static_cast<T>(c[1]), static_cast<T>(c[2]), static_cast<T>(c[3])};
+  }
+  static NCG_HD CgUpdate from_state(const CgState& s) {
+    return {static_cast<T>(s.alpha_x), static_cast<T>(s.alpha_r), static_cast<T>(s.beta), static_cast<T>(s.tau)};
+  }
+  static NCG_HD void finish(CgState& s, const double* sums) { after_update(s, sums[0]); }
+};
+
+}  // namespace ncg

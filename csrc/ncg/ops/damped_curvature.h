@@ -1,0 +1,40 @@
+// Pass A of an iteration: the curvature along p of the damped matrix, q = hp + tau p.
+//
+//   reads   hp, p      8 bytes an element (float32)
+//   writes  -
+//   sums    p.q, q.q, p.p
+//
+// q lives in registers only: the damped product is never written. q.q buys the prediction of the next r.r, p.p the
+// scale-free test for negative curvature.
+#pragma once
+
+#include "ncg/state.h"
+
+namespace ncg {
+
+template <class T>
+struct DampedCurvature {
+  using Scalar = T;
+  static constexpr int kVectors = 2;  // hp, p
+  static constexpr int kWritten = 0;
+  static constexpr int kSums = 3;
+  static constexpr int kParams = 1;  // tau
+
+  T tau;
+
+  template <class V>
+  NCG_HD void operator()(V* v, V* sums) const {
+    const V hp = v[0];
+    const V p = v[1];
+    const V q = hp + tau * p;
+    sums[0] += p * q;
+    sums[1] += q * q;
+    sums[2] += p * p;
+  }
+
+  static NCG_HD DampedCurvature from_params(const double* c) { return {static_cast<T>(c[0])}; }
+  static NCG_HD DampedCurvature from_state(const CgState& s) { return {static_cast<T>(s.tau)}; }
+  static NCG_HD void finish(CgState& s, const double* sums) { after_curvature(s, sums[0], sums[1], sums[2]); }
+};
+
+}  // namespace ncg

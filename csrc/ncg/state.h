@@ -1,0 +1,142 @@
+// The scalars of one CG solve, and what happens to them between the passes. One definition for CPU and GPU.
+//
+// The block is an array of float64 with named places: NumPy, CuPy and TensorFlow hold it as a float64 vector of length
+// kStateSize, wherever the vectors of the solve live. ncg_cuda/reference.py has the same transitions in Python.
+#pragma once
+
+#include <cfloat>
+#include <cmath>
+
+#include "ncg/macros.h"
+
+namespace ncg {
+
+enum class StopReason : int {
+  kRunning = 0,
+  kConverged = 1,
+  kMaxIter = 2,
+  kNegativeCurvature = 3,
+  kBreakdown = 4,
+  kStagnated = 5,  // set by the caller, who verifies a claim of convergence by one more product
+};
+
+// clang-format off
+#define NCG_STATE_FIELDS(X)                                                                        \
+  /* set by the caller before the solve */                                                         \
+  X(tau)          /* damping */                                                                    \
+  X(cg_tol)       /* stop when |r| <= cg_tol |b| */                                                \
+  X(max_iter)                                                                                      \
+  X(eps)          /* machine epsilon of the vectors' type */                                       \
+  X(largest)      /* largest finite number of the vectors' type */                                 \
+  /* kept by the passes */                                                                         \
+  X(stop)         /* StopReason */                                                                 \
+  X(iteration)    /* finished iterations */                                                        \
+  X(rr)           /* r.r, recomputed by pass B */                                                  \
+  X(bb)           /* b.b */                                                                        \
+  X(tol_rr)       /* cg_tol^2 bb */                                                                \
+  X(pq)           /* of the last pass A, as are qq and pp */                                       \
+  X(qq)                                                                                            \
+  X(pp)                                                                                            \
+  X(alpha_x)      /* step of x; differs from alpha_r only in the last step along negative curvature */ \
+  X(alpha_r)      /* step of r */                                                                  \
+  X(beta)                                                                                          \
+  X(rr_predicted) /* alpha^2 qq - rr */                                                            \
+  X(drift)        /* largest |recomputed - predicted| / max(rr before, rr after) so far */         \
+  X(pending)      /* StopReason that takes effect after this pass B */                             \
+  X(rr_first)     /* r.r at the start */                                                           \
+  X(products)     /* passes A so far */                                                            \
+  /* room for a preconditioned solve (r.z and its kin) without another shape */                    \
+  X(reserved0) X(reserved1) X(reserved2)
+// clang-format on
+
+struct CgState {
+#define NCG_DECLARE(name) double name;
+  NCG_STATE_FIELDS(NCG_DECLARE)
+#undef NCG_DECLARE
+};
+
+constexpr int kStateSize = static_cast<int>(sizeof(CgState) / sizeof(double));
+static_assert(kStateSize == 24, "the length is part of the interface");
+
+// p.q counts as not positive if it is at most this many machine epsilons of |p| |q|: scale-free, a few roundings above
+// 0.
+constexpr double kCurvatureGuard = 8.0;
+
+NCG_HD double as_double(StopReason reason) { return static_cast<double>(static_cast<int>(reason)); }
+
+NCG_HD bool is_finite(double v) { return v - v == 0.0; }
+
+// Before the first iteration: what r.r and b.b say.
+NCG_HD void begin(CgState& s, double rr, double bb) {
+  s.rr = s.rr_first = rr;
+  s.bb = bb;
+  s.tol_rr = s.cg_tol * s.cg_tol * bb;
+  if (!is_finite(rr) || !is_finite(bb)) {
+    s.stop = as_double(StopReason::kBreakdown);
+  } else if (rr <= s.tol_rr) {
+    s.stop = as_double(StopReason::kConverged);
+  } else if (s.max_iter < 1.0) {
+    s.stop = as_double(StopReason::kMaxIter);
+  }
+}
+
+// After pass A. r.q = p.q in CG, so the next r.r is predicted as alpha^2 qq - rr, and beta is known before pass B,
+// which can then update x, r and p together (Rupp et al., ACM TOMS 2016). Pass B recomputes r.r for the next alpha:
+// without that, float32 diverges (Chen and Carson, SISC 2020).
+NCG_HD void after_curvature(CgState& s, double pq, double qq, double pp) {
+  s.products += 1.0;
+  s.pq = pq;
+  s.qq = qq;
+  s.pp = pp;
+  s.alpha_x = s.alpha_r = s.beta = 0.0;
+  if (!is_finite(pq) || !is_finite(qq) || !is_finite(pp)) {
+    s.stop = as_double(StopReason::kBreakdown);
+    return;
+  }
+  const double floor = kCurvatureGuard * s.eps * std::sqrt(pp) * std::sqrt(qq);
+  if (pq <= floor) {
+    // Keep the last x; before the first step there is none, so take steepest descent scaled by |curvature|.
+    const double scale = std::fabs(pq) > floor ? std::fabs(pq) : floor;
+    if (s.iteration == 0.0 && scale > 0.0 && s.rr / scale <= s.largest) {
+      s.alpha_x = s.rr / scale;
+      s.pending = as_double(StopReason::kNegativeCurvature);
+    } else {
+      s.stop = as_double(StopReason::kNegativeCurvature);
+    }
+    return;
+  }
+  const double alpha = s.rr / pq;
+  const double predicted = alpha * alpha * qq - s.rr;
+  const double beta = predicted > 0.0 ? predicted / s.rr : 0.0;
+  if (!(alpha <= s.largest && beta <= s.largest && is_finite(predicted))) {
+    s.stop = as_double(StopReason::kBreakdown);
+    return;
+  }
+  s.alpha_x = s.alpha_r = alpha;
+  s.beta = beta;
+  s.rr_predicted = predicted;
+}
+
+// After pass B, with the recomputed r.r.
+NCG_HD void after_update(CgState& s, double rr) {
+  s.iteration += 1.0;
+  if (!is_finite(rr)) {
+    s.stop = as_double(StopReason::kBreakdown);
+    return;
+  }
+  if (s.pending != 0.0) {
+    s.stop = s.pending;
+    return;
+  }
+  // A symmetric, constant matvec predicts rr to rounding: the largest miss is a free alarm for one that is not.
+  const double miss = std::fabs(rr - s.rr_predicted) / (s.rr > rr ? s.rr : rr);
+  if (miss > s.drift) s.drift = miss;
+  s.rr = rr;
+  if (rr <= s.tol_rr) {
+    s.stop = as_double(StopReason::kConverged);
+  } else if (s.iteration >= s.max_iter) {
+    s.stop = as_double(StopReason::kMaxIter);
+  }
+}
+
+}  // namespace ncg

@@ -1,0 +1,66 @@
+"""Where a model's tensors stand in one flat vector: each on a multiple of 16 elements, zeros between them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+ALIGNMENT = 16
+"""Elements between which a tensor may start: 64 bytes of float32, what TensorFlow asks of a view without copy."""
+
+
+class Layout:
+    """The places of several tensors in one flat, padded vector.
+
+    Args:
+        shapes: the tensors' shapes, in order. A scalar is ``()``; a dimension may be 0.
+
+    Attributes:
+        shapes: tuple of shapes.
+        offsets: int64 array, the index at which each tensor starts: multiples of :data:`ALIGNMENT`.
+        lengths: int64 array, the number of elements of each tensor.
+        size: length of the flat vector, padding included.
+    """
+
+    def __init__(self, shapes: Sequence[Sequence[int]]) -> None:
+        self.shapes: tuple[tuple[int, ...], ...] = tuple(tuple(int(n) for n in shape) for shape in shapes)
+        for shape in self.shapes:
+            if any(n < 0 for n in shape):
+                raise ValueError(f"Layout: shape {shape} has a negative dimension; give fully defined shapes")
+        lengths = [math.prod(shape) for shape in self.shapes]
+        padded = [-(-n // ALIGNMENT) * ALIGNMENT for n in lengths]
+        self.lengths: NDArray[np.int64] = np.array(lengths, dtype=np.int64)
+        self.offsets: NDArray[np.int64] = np.cumsum([0, *padded[:-1]], dtype=np.int64) if padded else np.zeros(0, np.int64)
+        self.size = int(sum(padded))
+
+    def views(self, flat: Any) -> list[Any]:
+        """Each tensor as a view of ``flat`` (1-D NumPy or CuPy array of length ``size``), without copies."""
+        if tuple(flat.shape) != (self.size,):
+            raise ValueError(f"Layout.views: flat has shape {tuple(flat.shape)}; this layout needs ({self.size},)")
+        return [
+            flat[start : start + length].reshape(shape)
+            for start, length, shape in zip(self.offsets, self.lengths, self.shapes, strict=True)
+        ]
+
+    def pack(self, tensors: Sequence[Any], out: Any = None) -> Any:
+        """Copy the tensors into one flat vector (a new one, zero in the padding, unless ``out`` is given)."""
+        if len(tensors) != len(self.shapes):
+            raise ValueError(f"Layout.pack: {len(tensors)} tensors given; this layout has {len(self.shapes)}")
+        for i, (tensor, shape) in enumerate(zip(tensors, self.shapes, strict=True)):
+            if tuple(tensor.shape) != shape:
+                raise ValueError(f"Layout.pack: tensor {i} has shape {tuple(tensor.shape)}; this layout has {shape}")
+        if out is None:
+            first = tensors[0] if tensors else np.zeros(0)
+            from .arrays import namespace_of
+
+            out = namespace_of(first).zeros(self.size, dtype=first.dtype)
+        for view, tensor in zip(self.views(out), tensors, strict=True):
+            view[...] = tensor
+        return out
+
+    def __repr__(self) -> str:
+        return f"Layout({len(self.shapes)} tensors, {int(self.lengths.sum())} elements, {self.size} with padding)"

@@ -1,0 +1,164 @@
+"""Every operation in float64 NumPy: the specification that the native engines are tested against.
+
+This file is written to be read beside the textbook, not to be fast. Arrays may have any real dtype; everything is
+computed in float64. Symbols: ``hp`` is the product H·p, ``q = hp + tau p`` the damped product, ``r`` the residual
+``b - (H + tau I) x``, ``rr = r·r``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from .state import StopReason
+
+Vector = NDArray[np.float64]
+
+CURVATURE_GUARD = 8.0
+"""p·q counts as not positive if it is at most CURVATURE_GUARD * eps * |p| |q|: scale-free, a few roundings above 0."""
+
+
+def _f64(a: ArrayLike) -> Vector:
+    return np.asarray(a, dtype=np.float64).ravel()
+
+
+def dots(a: ArrayLike, b: ArrayLike) -> tuple[float, float, float]:
+    """The three sums a·b, a·a, b·b."""
+    a, b = _f64(a), _f64(b)
+    return float(a @ b), float(a @ a), float(b @ b)
+
+
+def damped_curvature(hp: ArrayLike, p: ArrayLike, tau: float = 0.0) -> tuple[float, float, float]:
+    """Pass A: p·q, q·q, p·p with q = hp + tau p."""
+    hp, p = _f64(hp), _f64(p)
+    q = hp + tau * p
+    return float(p @ q), float(q @ q), float(p @ p)
+
+
+def cg_update(
+    x: ArrayLike, r: ArrayLike, p: ArrayLike, hp: ArrayLike, *, alpha_x: float, alpha_r: float, beta: float, tau: float = 0.0
+) -> tuple[Vector, Vector, Vector, float]:
+    """Pass B: x + alpha_x p, r - alpha_r q, p' = r' + beta p, and r'·r' (recomputed, not predicted)."""
+    x, r, p, hp = _f64(x), _f64(r), _f64(p), _f64(hp)
+    q = hp + tau * p
+    x_new = x + alpha_x * p
+    r_new = r - alpha_r * q
+    p_new = r_new + beta * p
+    return x_new, r_new, p_new, float(r_new @ r_new)
+
+
+def weighted_step(w: ArrayLike, d: ArrayLike, g: ArrayLike, lr: float) -> tuple[Vector, float, float, float]:
+    """w + lr d, and the sums g·d, g·g, d·d of the feasibility check."""
+    w, d, g = _f64(w), _f64(d), _f64(g)
+    return w + lr * d, float(g @ d), float(g @ g), float(d @ d)
+
+
+def feasible(gd: float, gg: float, dd: float, eps: float = 1e-6) -> bool:
+    """The scale-free descent test g·d <= -eps |g| |d|: False too if anything is not finite."""
+    return bool(np.isfinite([gd, gg, dd]).all() and gd <= -eps * np.sqrt(gg) * np.sqrt(dd))
+
+
+@dataclass
+class State:
+    """The scalars of one solve; the fields are those of ``csrc/ncg/state.h``."""
+
+    rr: float = 0.0
+    tau: float = 0.0
+    tol_rr: float = 0.0
+    max_iter: int = 0
+    eps: float = float(np.finfo(np.float64).eps)
+    largest: float = float(np.finfo(np.float64).max)
+    iteration: int = 0
+    stop: StopReason = StopReason.RUNNING
+    pending: StopReason = StopReason.RUNNING
+    alpha_x: float = 0.0
+    alpha_r: float = 0.0
+    beta: float = 0.0
+    rr_predicted: float = 0.0
+    drift: float = 0.0
+    pq: float = 0.0
+    qq: float = 0.0
+    pp: float = 0.0
+
+    def begin(self, rr: float, bb: float, *, cg_tol: float) -> None:
+        """Start with the residual's r·r and b·b; stops at once where there is nothing to do."""
+        self.rr, self.tol_rr = rr, cg_tol * cg_tol * bb
+        if not (np.isfinite(rr) and np.isfinite(bb)):
+            self.stop = StopReason.BREAKDOWN
+        elif rr <= self.tol_rr:
+            self.stop = StopReason.CONVERGED
+        elif self.max_iter < 1:
+            self.stop = StopReason.MAX_ITER
+
+    def after_curvature(self, pq: float, qq: float, pp: float) -> None:
+        """Between the passes: the step lengths. r·q = p·q in CG, so the next rr is predicted as alpha² qq - rr and
+        beta is known before pass B (Chen and Carson, "Predict-and-recompute conjugate gradient variants", 2020)."""
+        self.pq, self.qq, self.pp = pq, qq, pp
+        self.alpha_x = self.alpha_r = self.beta = 0.0
+        if not np.isfinite([pq, qq, pp]).all():
+            self.stop = StopReason.BREAKDOWN
+            return
+        floor = CURVATURE_GUARD * self.eps * np.sqrt(pp) * np.sqrt(qq)
+        if pq <= floor:
+            # Keep the last x; before the first step there is none, so take steepest descent scaled by |curvature|.
+            scale = max(abs(pq), floor)
+            if self.iteration == 0 and scale > 0 and self.rr / scale <= self.largest:
+                self.alpha_x = self.rr / scale
+                self.pending = StopReason.NEGATIVE_CURVATURE
+            else:
+                self.stop = StopReason.NEGATIVE_CURVATURE
+            return
+        alpha = self.rr / pq
+        predicted = alpha * alpha * qq - self.rr
+        beta = max(0.0, predicted / self.rr)
+        if not (alpha <= self.largest and beta <= self.largest):  # also catches NaN
+            self.stop = StopReason.BREAKDOWN
+            return
+        self.alpha_x = self.alpha_r = alpha
+        self.beta, self.rr_predicted = beta, predicted
+
+    def after_update(self, rr: float) -> None:
+        """After pass B: the recomputed rr decides whether another iteration follows."""
+        self.iteration += 1
+        if not np.isfinite(rr):
+            self.stop = StopReason.BREAKDOWN
+            return
+        if self.pending:
+            self.stop = self.pending
+            return
+        # A symmetric, constant matvec predicts rr to rounding: the largest miss is a free alarm for one that is not.
+        self.drift = max(self.drift, abs(rr - self.rr_predicted) / max(self.rr, rr))
+        self.rr = rr
+        if rr <= self.tol_rr:
+            self.stop = StopReason.CONVERGED
+        elif self.iteration >= self.max_iter:
+            self.stop = StopReason.MAX_ITER
+
+
+def cg(
+    matvec: Callable[[Vector], ArrayLike],
+    b: ArrayLike,
+    *,
+    tau: float = 0.0,
+    cg_tol: float = 1e-5,
+    max_iter: int = 20,
+    x0: ArrayLike | None = None,
+) -> tuple[Vector, State]:
+    """Two-pass CG on (H + tau I) x = b, from x0 or zero: the algorithm of :func:`ncg_cuda.cg` without its checks."""
+    b = _f64(b)
+    x = np.zeros_like(b) if x0 is None else _f64(x0).copy()
+    r = b.copy() if x0 is None else b - (_f64(matvec(x)) + tau * x)
+    p = r.copy()
+    s = State(tau=tau, max_iter=max_iter)
+    s.begin(float(r @ r), float(b @ b), cg_tol=cg_tol)
+    while not s.stop:
+        hp = _f64(matvec(p))
+        s.after_curvature(*damped_curvature(hp, p, tau))
+        if s.stop:
+            break
+        x, r, p, rr = cg_update(x, r, p, hp, alpha_x=s.alpha_x, alpha_r=s.alpha_r, beta=s.beta, tau=tau)
+        s.after_update(rr)
+    return x, s

@@ -1,0 +1,70 @@
+"""Finds and loads the TensorFlow op library that was built for the TensorFlow that is running.
+
+The op's C++ ABI belongs to one TensorFlow minor version, which the file name carries (``libncg_tf-2.21.so``): a library
+for another version is never opened.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import tensorflow as tf
+
+REBUILD = "pip install --no-build-isolation --no-deps --force-reinstall ncg_cuda (in a checkout: make build)"
+"""The one command that builds the op for the TensorFlow that is installed now."""
+
+_NAME = re.compile(r"^libncg_tf-(\d+\.\d+)\.so$")
+
+
+def directory() -> Path:
+    """The directory of the native libraries (where the native core stands, also in an editable installation)."""
+    from .. import _core
+
+    return Path(_core.__file__).parent
+
+
+def built_for(where: Path | None = None) -> list[str]:
+    """The TensorFlow minor versions that an op library is installed for, such as ``["2.21"]``."""
+    where = directory() if where is None else where
+    return sorted(match[1] for path in where.iterdir() if (match := _NAME.match(path.name)))
+
+
+def running() -> str:
+    """The minor version of the TensorFlow that is imported."""
+    return ".".join(tf.__version__.split(".")[:2])
+
+
+def find(where: Path | None = None, version: str | None = None) -> tuple[Path | None, str]:
+    """The library for a TensorFlow version (by default the running one), or None and why there is none."""
+    where = directory() if where is None else where
+    version = running() if version is None else version
+    built = built_for(where)
+    if version in built:
+        return where / f"libncg_tf-{version}.so", ""
+    if built:
+        return None, f"the op library is built for TensorFlow {', '.join(built)}, but {version} is running; rebuild: {REBUILD}"
+    return None, f"the op library was not built (TensorFlow was not there at installation); build it: {REBUILD}"
+
+
+@cache
+def _load() -> tuple[Any, str]:
+    path, why = find()
+    if path is None:
+        return None, why
+    try:
+        return tf.load_op_library(str(path)), ""
+    except (tf.errors.OpError, OSError, RuntimeError) as error:
+        return None, f"{path.name} does not load ({error}); rebuild: {REBUILD}"
+
+
+def load() -> Any:
+    """The module of ops (``ncg_cg_iterate`` and so on), or None where there is no usable library."""
+    return _load()[0]
+
+
+def why_not() -> str:
+    """Why :func:`load` returns None, and the command that mends it; empty where it does not."""
+    return _load()[1]
