@@ -1,8 +1,9 @@
 """Print the requirements of the package and of the extras named on the command line, from pyproject.toml."""
 
 import sys
-import tomllib
 from pathlib import Path
+
+import tomllib
 
 project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]
 extras = project["optional-dependencies"]

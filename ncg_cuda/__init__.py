@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from . import mpi, ops, reference, scenarios, tf
+    from . import ops, reference, scenarios, tf
     from .backends import backends
     from .cg import CGResult, cg
     from .layout import Layout
     from .state import StopReason
 
-_SUBMODULES = {"mpi", "ops", "reference", "scenarios", "tf"}
+_SUBMODULES = {"ops", "reference", "scenarios", "tf"}
 _ATTRIBUTES = {
     "backends": "backends",
     "cg": "cg",
@@ -27,7 +27,7 @@ _ATTRIBUTES = {
     "StopReason": "state",
 }
 
-__all__ = ["CGResult", "Layout", "StopReason", "__version__", "backends", "cg", "mpi", "ops", "reference", "scenarios", "tf"]
+__all__ = ["CGResult", "Layout", "StopReason", "__version__", "backends", "cg", "ops", "reference", "scenarios", "tf"]
 
 
 def __getattr__(name: str) -> Any:

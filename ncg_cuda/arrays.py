@@ -86,11 +86,17 @@ def check_together(operands: list[Operand], written: int) -> None:
     first = operands[0]
     for other in operands[1:]:
         if other.dtype != first.dtype:
-            raise TypeError(f"{other.name}: dtype {other.dtype}, but {first.name} has {first.dtype}; all must be the same")
+            raise TypeError(
+                f"{other.name}: dtype {other.dtype}, but {first.name} has {first.dtype}; all must be the same"
+            )
         if other.size != first.size:
-            raise ValueError(f"{other.name}: {other.size} elements, but {first.name} has {first.size}; all must be the same")
+            raise ValueError(
+                f"{other.name}: {other.size} elements, but {first.name} has {first.size}; all must be the same"
+            )
         if other.device != first.device:
-            raise ValueError(f"{other.name}: on {other.device}, but {first.name} is on {first.device}; move one of them")
+            raise ValueError(
+                f"{other.name}: on {other.device}, but {first.name} is on {first.device}; move one of them"
+            )
     for i in range(len(operands) - written, len(operands)):
         for j in range(i):
             if operands[i].overlaps(operands[j]):

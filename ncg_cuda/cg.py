@@ -102,7 +102,9 @@ def cg(
     """
     tau = ops.check_tau(tau)
     if not (math.isfinite(cg_tol) and cg_tol >= 0):
-        raise ValueError(f"cg_tol: {cg_tol}; the tolerance must be a finite number >= 0 (it is relative to the norm of b)")
+        raise ValueError(
+            f"cg_tol: {cg_tol}; the tolerance must be a finite number >= 0 (it is relative to the norm of b)"
+        )
     if int(max_iter) != max_iter or max_iter < 1:
         raise ValueError(f"max_iter: {max_iter}; at least one iteration is needed")
     xp = namespace_of(b)
@@ -125,7 +127,14 @@ class _Solve:
     """One solve: its vectors, its workspace, its loop."""
 
     def __init__(
-        self, matvec: Callable[[Any], Any], b: Any, x0: Any, tau: float, cg_tol: float, max_iter: int, layout: Layout | None
+        self,
+        matvec: Callable[[Any], Any],
+        b: Any,
+        x0: Any,
+        tau: float,
+        cg_tol: float,
+        max_iter: int,
+        layout: Layout | None,
     ) -> None:
         self.xp = namespace_of(b)
         self.matvec, self.tau, self.cg_tol, self.max_iter, self.layout = matvec, tau, cg_tol, max_iter, layout
@@ -147,13 +156,16 @@ class _Solve:
     def _begin(self) -> None:
         self.state = dict.fromkeys(ops.STATE_FIELDS, 0.0)
         finfo = np.finfo(self.b.dtype)
-        self._set(tau=self.tau, cg_tol=self.cg_tol, max_iter=self.max_iter, eps=float(finfo.eps), largest=float(finfo.max))
+        self._set(
+            tau=self.tau, cg_tol=self.cg_tol, max_iter=self.max_iter, eps=float(finfo.eps), largest=float(finfo.max)
+        )
         if self.x0 is None:
             self.x = self.xp.zeros_like(self.b)
             self.r = self.b.copy()
         else:
             self.x = self.xp.array(self.x0, dtype=self.b.dtype, order="C").reshape(self.b.shape)
-            self.r = self.b - self._product(self.x) - self.b.dtype.type(self.tau) * self.x
+            self.r = self.p = self.x  # for the check of overlaps; replaced at once
+            self.r = self.b - self._flat(self._product(self.x)) - self.b.dtype.type(self.tau) * self.x
         self.p = self.r.copy()
         ops.call(
             "dots", [(self.r, "r"), (self.b, "b")], written=0, workspace=self.workspace, in_solve=True
@@ -197,15 +209,28 @@ class _Solve:
                 raise TypeError("matvec: returned a sequence of arrays; give cg(..., layout=Layout(shapes)) for that")
             return hp
         if not isinstance(hp, self.xp.ndarray):
-            raise TypeError(f"matvec: returned {type(hp).__name__}; it must return an array like b ({type(p).__name__})")
+            raise TypeError(
+                f"matvec: returned {type(hp).__name__}; it must return an array like b ({type(p).__name__})"
+            )
         if hp.dtype != p.dtype:
-            raise TypeError(f"matvec: returned dtype {hp.dtype}, but b has {p.dtype}; convert the product or b with .astype")
+            raise TypeError(
+                f"matvec: returned dtype {hp.dtype}, but b has {p.dtype}; convert the product or b with .astype"
+            )
         if hp.shape != p.shape:
-            raise ValueError(f"matvec: returned shape {tuple(hp.shape)}, but b has {tuple(p.shape)}; they must be the same")
+            raise ValueError(
+                f"matvec: returned shape {tuple(hp.shape)}, but b has {tuple(p.shape)}; they must be the same"
+            )
         hp = self.xp.ascontiguousarray(hp)
         described = operand(hp, "matvec's product")
         if any(described.overlaps(operand(v, "")) for v in (self.x, self.r, p)):
             hp = hp.copy()
+        return hp
+
+    def _flat(self, hp: Any) -> Any:
+        """A product as one array like b."""
+        if isinstance(hp, (list, tuple)):
+            assert self.layout is not None
+            return self.layout.pack(hp).reshape(self.b.shape)
         return hp
 
     def run(self, callback: Callback | None, believed: float) -> None:
@@ -225,12 +250,9 @@ class _Solve:
 
     def _verify(self, refuted: float) -> tuple[StopReason, float]:
         """One product says whether the claim holds. If not, the true residual goes into the recursion (p keeps its
-        memory: restarting it loses the superlinear convergence), until that stops helping."""
-        hp = self._product(self.x)
-        if isinstance(hp, (list, tuple)):
-            assert self.layout is not None
-            hp = self.layout.pack(hp)
-        true = self.b - hp - self.b.dtype.type(self.tau) * self.x
+        memory: restarting it loses the superlinear convergence), until that stops helping.
+        """
+        true = self.b - self._flat(self._product(self.x)) - self.b.dtype.type(self.tau) * self.x
         rr = float(ops.dots(true, true)[0])
         self.verified, self.residual_norm = True, math.sqrt(rr) if rr >= 0 else math.nan
         if rr <= self.state["tol_rr"]:

@@ -34,7 +34,9 @@ class Layout:
         lengths = [math.prod(shape) for shape in self.shapes]
         padded = [-(-n // ALIGNMENT) * ALIGNMENT for n in lengths]
         self.lengths: NDArray[np.int64] = np.array(lengths, dtype=np.int64)
-        self.offsets: NDArray[np.int64] = np.cumsum([0, *padded[:-1]], dtype=np.int64) if padded else np.zeros(0, np.int64)
+        self.offsets: NDArray[np.int64] = (
+            np.cumsum([0, *padded[:-1]], dtype=np.int64) if padded else np.zeros(0, np.int64)
+        )
         self.size = int(sum(padded))
 
     def views(self, flat: Any) -> list[Any]:

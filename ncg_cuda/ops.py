@@ -67,7 +67,7 @@ class Table:
         if not tensors:
             raise ValueError(f"{name}: an empty sequence; give one array per tensor")
         if layout is None:
-            layout = Layout([t.shape for t in tensors])
+            layout = Layout([getattr(t, "shape", ()) for t in tensors])
         if len(tensors) != len(layout.shapes):
             raise ValueError(f"{name}: {len(tensors)} arrays, but the layout has {len(layout.shapes)} tensors")
         self.segments: NDArray[np.int64] = np.empty((len(tensors), 3), dtype=np.int64)  # ncg::Segment
@@ -82,9 +82,13 @@ class Table:
             if part.size != length:
                 raise ValueError(f"{part.name}: {part.size} elements, but the layout has {length}")
             if part.dtype != like.dtype:
-                raise TypeError(f"{part.name}: dtype {part.dtype}, but {like.name} has {like.dtype}; all must be the same")
+                raise TypeError(
+                    f"{part.name}: dtype {part.dtype}, but {like.name} has {like.dtype}; all must be the same"
+                )
             if part.device != like.device:
-                raise ValueError(f"{part.name}: on {part.device}, but {like.name} is on {like.device}; move one of them")
+                raise ValueError(
+                    f"{part.name}: on {part.device}, but {like.name} is on {like.device}; move one of them"
+                )
             self.segments[i, 0] = part.address
             self.parts.append(part)
         if like.size != layout.size:
@@ -122,7 +126,9 @@ def call(
         for out in described[len(described) - written :] if written else []:
             for part in table.parts:
                 if out.overlaps(part):
-                    raise ValueError(f"{out.name} and {part.name} overlap in memory, and {out.name} is written; copy one")
+                    raise ValueError(
+                        f"{out.name} and {part.name} overlap in memory, and {out.name} is written; copy one"
+                    )
     like = described[-1]
     segments = 0 if table is None else len(table.segments)
     if workspace is None:
@@ -153,7 +159,9 @@ def call(
 def _check_alignment(operands: list[Operand]) -> None:
     for o in operands:
         if o.address % 16:
-            raise ValueError(f"{o.name}: its memory starts at {o.address:#x}, not on a multiple of 16 bytes; pass a copy")
+            raise ValueError(
+                f"{o.name}: its memory starts at {o.address:#x}, not on a multiple of 16 bytes; pass a copy"
+            )
 
 
 def _scalars(sums: Any, count: int) -> tuple[Any, ...]:

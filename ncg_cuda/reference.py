@@ -39,7 +39,15 @@ def damped_curvature(hp: ArrayLike, p: ArrayLike, tau: float = 0.0) -> tuple[flo
 
 
 def cg_update(
-    x: ArrayLike, r: ArrayLike, p: ArrayLike, hp: ArrayLike, *, alpha_x: float, alpha_r: float, beta: float, tau: float = 0.0
+    x: ArrayLike,
+    r: ArrayLike,
+    p: ArrayLike,
+    hp: ArrayLike,
+    *,
+    alpha_x: float,
+    alpha_r: float,
+    beta: float,
+    tau: float = 0.0,
 ) -> tuple[Vector, Vector, Vector, float]:
     """Pass B: x + alpha_x p, r - alpha_r q, p' = r' + beta p, and r'·r' (recomputed, not predicted)."""
     x, r, p, hp = _f64(x), _f64(r), _f64(p), _f64(hp)
@@ -51,7 +59,7 @@ def cg_update(
 
 
 def weighted_step(w: ArrayLike, d: ArrayLike, g: ArrayLike, lr: float) -> tuple[Vector, float, float, float]:
-    """w + lr d, and the sums g·d, g·g, d·d of the feasibility check."""
+    """W + lr d, and the sums g·d, g·g, d·d of the feasibility check."""
     w, d, g = _f64(w), _f64(d), _f64(g)
     return w + lr * d, float(g @ d), float(g @ g), float(d @ d)
 
@@ -95,7 +103,8 @@ class State:
 
     def after_curvature(self, pq: float, qq: float, pp: float) -> None:
         """Between the passes: the step lengths. r·q = p·q in CG, so the next rr is predicted as alpha² qq - rr and
-        beta is known before pass B (Chen and Carson, "Predict-and-recompute conjugate gradient variants", 2020)."""
+        beta is known before pass B (Chen and Carson, "Predict-and-recompute conjugate gradient variants", 2020).
+        """
         self.pq, self.qq, self.pp = pq, qq, pp
         self.alpha_x = self.alpha_r = self.beta = 0.0
         if not np.isfinite([pq, qq, pp]).all():

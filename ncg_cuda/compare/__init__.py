@@ -6,9 +6,9 @@
 
 from __future__ import annotations
 
-from .command import compare
+from .command import Plan, compare
 from .errors import UsageError
 from .optimizers import OPTIMIZERS
 from .records import Run
 
-__all__ = ["OPTIMIZERS", "Run", "UsageError", "compare"]
+__all__ = ["OPTIMIZERS", "Plan", "Run", "UsageError", "compare"]

@@ -55,22 +55,24 @@ class Run:
     learning_rate: float
     batch_size: int
     final_train_loss: float | None
-    """Over the full training set, in inference mode; None if the run diverged."""
+    """Over the full training set, in inference mode; None if it is NaN or infinite."""
     final_val_loss: float | None
     final_val_metric: float | None
     val_metric_name: str
     seconds: float
-    """Training time, without evaluation and without tracing."""
+    """Training time, without evaluation and without tracing: a run's first step counts as the mean of its others."""
     tracing_seconds: float
     """Time of the first step, with the building of the graph: spent once per optimizer and scenario, for all its runs."""
     gradient_equivalents: float
     hessian_products: int
     steps: int
+    fallback_steps: int
+    """Newton-CG steps along the negative gradient, because CG gave no descent direction."""
     skipped_steps: int
     """Steps that Newton-CG did not take because the gradient was not finite."""
     epochs_completed: int
     diverged: bool
-    """The training loss became NaN or infinite."""
+    """The training loss is NaN or infinite, or more than ten times that of the untrained model."""
     settings: dict[str, float | int]
     """Further settings of the optimizer."""
     data: str
@@ -79,7 +81,7 @@ class Run:
 
     def loss_or_inf(self) -> float:
         """The final training loss, infinite for a diverged run: for medians and choices."""
-        return math.inf if self.final_train_loss is None else self.final_train_loss
+        return math.inf if self.diverged or self.final_train_loss is None else self.final_train_loss
 
     def as_json(self) -> dict[str, Any]:
         """The run without its curve."""

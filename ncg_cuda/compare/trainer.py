@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import keras
@@ -20,6 +20,8 @@ from .records import Point, Run, finite_or_none
 OnEpoch = Callable[[Point], None]
 _EVALUATION_BATCH = 2048
 _NOISE_SEED = 12345
+EXPLODED = 10.0
+"""A run has diverged if its loss is not finite, or ends above this many times the loss of the untrained model."""
 
 
 class Evaluator:
@@ -28,12 +30,11 @@ class Evaluator:
     def __init__(self, model: Any, loss: Any) -> None:
         self._generators = [variable for variable in model.variables if "seed_generator_state" in variable.path]
 
-        @tf.function(reduce_retracing=True)
         def forward(x: Any, y: Any) -> tuple[Any, Any]:
             y_pred = model(x, training=False)
             return tf.add_n([loss(y, y_pred), *model.losses]), y_pred
 
-        self._forward = forward
+        self._forward = tf.function(forward, reduce_retracing=True)
 
     def __call__(self, x: Any, y: Any) -> tuple[float, Any]:
         """Mean loss (float, may be NaN) over the samples of ``x``, ``y``, and the predictions as one array."""
@@ -64,10 +65,19 @@ class _Work:
 
     steps: int = 0
     products: int = 0
+    fallbacks: int = 0
+    skipped: int = 0
 
     @property
     def gradient_equivalents(self) -> float:
         return self.steps + HESSIAN_PRODUCT_COST * self.products
+
+    def update(self, steps: int, optimizer: Any) -> None:
+        self.steps = steps
+        report = getattr(optimizer, "last_step", None)  # NewtonCG counts its own products; others make none
+        if report is not None:
+            self.products = report.products_total
+            self.fallbacks, self.skipped = report.fallbacks_total, report.skipped_total
 
 
 class Trainer:
@@ -106,7 +116,7 @@ class Trainer:
         self._reset(0, 0.0)
         batches = self._batches(0)
         start = time.perf_counter()
-        self.model.fit(batches, steps_per_epoch=1, epochs=1, verbose=0)
+        self.model.fit(batches, steps_per_epoch=1, epochs=1, shuffle=False, verbose=0)
         seconds = time.perf_counter() - start
         self._evaluate(self.data.x_train, self.data.y_train)
         return seconds
@@ -133,18 +143,21 @@ class Trainer:
         """Train for ``epochs``; ``on_epoch`` is called with every :class:`Point`. A run whose loss is not finite stops."""
         self._reset(seed, learning_rate)
         work = _Work()
-        curve = [self._point(0, 0.0, work)]
+        curve = [self.point(0, 0.0, work)]
         recorder = _Recorder(self, work, curve, on_epoch)
         if self.steps_per_epoch * epochs > 0:
             self.model.fit(
                 self._batches(seed),
                 steps_per_epoch=self.steps_per_epoch,
                 epochs=epochs,
+                shuffle=False,
                 verbose=0,
                 callbacks=[recorder],
             )
+        surplus = recorder.first_step_surplus()
+        curve[1:] = [replace(point, seconds=point.seconds - surplus) for point in curve[1:]]
         last = curve[-1]
-        diverged = not math.isfinite(last.train_loss)
+        diverged = not last.train_loss <= EXPLODED * curve[0].train_loss  # true for NaN, too
         return Run(
             scenario=self.scenario.name,
             optimizer=self.competitor.name,
@@ -153,15 +166,16 @@ class Trainer:
             learning_rate=learning_rate,
             batch_size=self.batch_size,
             final_train_loss=finite_or_none(last.train_loss),
-            final_val_loss=None if diverged else finite_or_none(last.val_loss),
-            final_val_metric=None if diverged else finite_or_none(last.val_metric),
+            final_val_loss=finite_or_none(last.val_loss),
+            final_val_metric=finite_or_none(last.val_metric) if math.isfinite(last.train_loss) else None,
             val_metric_name=self.scenario.metric.name,
             seconds=last.seconds,
             tracing_seconds=self.tracing_seconds,
             gradient_equivalents=last.gradient_equivalents,
             hessian_products=work.products,
             steps=work.steps,
-            skipped_steps=recorder.skipped,
+            fallback_steps=work.fallbacks,
+            skipped_steps=work.skipped,
             epochs_completed=last.epoch,
             diverged=diverged,
             settings=self.settings,
@@ -169,7 +183,8 @@ class Trainer:
             curve=tuple(curve),
         )
 
-    def _point(self, epoch: int, seconds: float, work: _Work) -> Point:
+    def point(self, epoch: int, seconds: float, work: _Work) -> Point:
+        """Evaluate the model as it is now."""
         train_loss, _ = self._evaluate(self.data.x_train, self.data.y_train)
         val_loss, y_pred = self._evaluate(self.data.x_val, self.data.y_val)
         metric = self.scenario.metric.evaluate(self.data, self.data.y_val, y_pred)
@@ -182,24 +197,38 @@ class _Recorder(keras.callbacks.Callback):  # type: ignore[misc]
     def __init__(self, trainer: Trainer, work: _Work, curve: list[Point], on_epoch: OnEpoch) -> None:
         super().__init__()
         self._trainer, self._work, self._curve, self._on_epoch = trainer, work, curve, on_epoch
-        self._seconds = self._start = 0.0
-        self.skipped = 0
+        self._seconds = self._start = self._first_step = 0.0
 
-    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        """The clock runs from here."""
-        del epoch, logs
-        self._start = time.perf_counter()
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        """The clock runs from the first step of an epoch: the building of the input pipeline is not training."""
+        del logs
+        if batch == 0:
+            self._start = time.perf_counter()
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        """The run's very first step is timed by itself."""
+        del batch, logs
+        if not self._first_step:
+            self._wait()
+            self._first_step = time.perf_counter() - self._start
+
+    def first_step_surplus(self) -> float:
+        """Seconds that the first step took beyond the mean of the others: TensorFlow prepares the graph anew in each fit."""
+        others = self._work.steps - 1
+        if others < 1:
+            return 0.0
+        return max(0.0, self._first_step - (self._seconds - self._first_step) / others)
+
+    def _wait(self) -> None:
+        self.model.trainable_variables[-1].numpy()  # the last weights of a step arrive when it has ended, on any device
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        """The clock stops when the last step's weights have arrived, on whatever device they were computed."""
+        """The clock stops when the last step has ended; evaluation is not training."""
         del logs
-        self.model.trainable_variables[-1].numpy()
+        self._wait()
         self._seconds += time.perf_counter() - self._start
-        optimizer = self._trainer.optimizer
-        self._work.steps = (epoch + 1) * self._trainer.steps_per_epoch
-        self._work.products = int(getattr(optimizer, "total_products", 0))
-        self.skipped = int(getattr(optimizer, "skipped_steps", 0))
-        point = self._trainer._point(epoch + 1, self._seconds, self._work)
+        self._work.update((epoch + 1) * self._trainer.steps_per_epoch, self._trainer.optimizer)
+        point = self._trainer.point(epoch + 1, self._seconds, self._work)
         self._curve.append(point)
         self._on_epoch(point)
         if not math.isfinite(point.train_loss):

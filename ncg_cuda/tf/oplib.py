@@ -45,7 +45,10 @@ def find(where: Path | None = None, version: str | None = None) -> tuple[Path | 
     if version in built:
         return where / f"libncg_tf-{version}.so", ""
     if built:
-        return None, f"the op library is built for TensorFlow {', '.join(built)}, but {version} is running; rebuild: {REBUILD}"
+        return (
+            None,
+            f"the op library is built for TensorFlow {', '.join(built)}, but {version} is running; rebuild: {REBUILD}",
+        )
     return None, f"the op library was not built (TensorFlow was not there at installation); build it: {REBUILD}"
 
 

@@ -1,0 +1,221 @@
+"""The command line: ``ncg-cuda compare | scenarios | info``."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from . import __version__
+from .compare.errors import UsageError
+
+_NEWTON_SETTINGS: dict[str, Callable[[str], float | int]] = {
+    "learning_rate": float,
+    "tau": float,
+    "cg_tol": float,
+    "max_iter": int,
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command; ``argv`` without the program's name, by default the process's own. Returns the exit code.
+
+    0: done; 2: the command cannot run as given, and standard error says why; 130: interrupted.
+    """
+    parser = _parser()
+    try:
+        options = parser.parse_args(argv)
+    except SystemExit as stop:  # argparse has printed help, version or error
+        return int(stop.code or 0)
+    if options.run is None:
+        parser.print_help()
+        return 2
+    # TensorFlow's start-up notices are not what the user asked for; errors still show.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+    try:
+        return int(options.run(options))
+    except UsageError as error:
+        print(f"ncg-cuda {options.command}: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader (head, less) has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="ncg-cuda",
+        description="Newton-CG training with exact Hessian-vector products: comparisons, scenarios, and what this machine can do.",
+        epilog="`ncg-cuda COMMAND --help` explains a command.",
+    )
+    parser.add_argument("--version", action="version", version=f"ncg-cuda {__version__}")
+    parser.set_defaults(run=None, command="")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+    _add_compare(commands)
+    _add_scenarios(commands)
+    _add_info(commands)
+    return parser
+
+
+def _add_compare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    command = commands.add_parser(
+        "compare",
+        help="train scenarios with several optimizers; table, records and plot",
+        description=(
+            "Train every SCENARIO with every optimizer on several seeds. Newton-CG runs at the scenario's settings, Adam and SGD "
+            "(momentum 0.9) at the best learning rate of the scenario's grid, searched here: the rate with the lowest median over "
+            "the seeds of the final training loss. Prints a table, and writes summary.json (a list of runs), grid.json (all runs "
+            "of the searches), curves.csv (losses per epoch), environment.json and compare.png. Each file is complete at any "
+            "moment, after Ctrl-C too."
+        ),
+        epilog="Example: ncg-cuda compare reg-diabetes cnn-digits --seeds 3 --out out/demo",
+    )
+    command.add_argument(
+        "scenarios", nargs="+", metavar="SCENARIO", help="one of those that `ncg-cuda scenarios` lists"
+    )
+    command.add_argument(
+        "--optimizers",
+        default="newton-cg,adam,sgd",
+        metavar="LIST",
+        help="comma-separated, of: newton-cg, adam, sgd (all)",
+    )
+    command.add_argument("--seeds", type=_positive_int, default=3, metavar="N", help="number of seeds: 0 … N-1 (3)")
+    command.add_argument("--epochs", type=_positive_int, metavar="N", help="length of every run (the scenario's own)")
+    command.add_argument(
+        "--batch-size", type=_positive_int, metavar="N", help="for all optimizers (the scenario's own)"
+    )
+    command.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="directory for the results; made if missing"
+    )
+    for name in ("adam", "sgd"):
+        command.add_argument(
+            f"--{name}-rates",
+            type=_rates,
+            metavar="LIST",
+            help=f"{name}'s learning rates to search (the scenario's grid)",
+        )
+    command.add_argument(
+        "--newton",
+        type=_newton_settings,
+        default={},
+        metavar="KEY=VALUE,…",
+        help=f"Newton-CG settings instead of the scenario's: {', '.join(_NEWTON_SETTINGS)}",
+    )
+    command.add_argument("--quiet", action="store_true", help="no progress on standard error")
+    command.set_defaults(run=_compare, command="compare")
+
+
+def _add_scenarios(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    command = commands.add_parser(
+        "scenarios",
+        help="list the scenarios, their sizes and where their data come from",
+        description=(
+            "List the scenarios: task, sizes, defaults, the source of the data, and whether the data are here. Files are looked up "
+            "in $NCG_DATA_DIR/<folder>/ and in $NCG_DATA_DIR/."
+        ),
+    )
+    command.set_defaults(run=_scenarios, command="scenarios")
+
+
+def _add_info(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    command = commands.add_parser(
+        "info",
+        help="versions, backends, GPU, op library, MPI",
+        description="Show versions, backends, GPU, TensorFlow op library and MPI: what works here, and why the rest does not.",
+    )
+    command.add_argument(
+        "--tensorflow", action="store_true", help="also import TensorFlow (seconds) and load the op library"
+    )
+    command.set_defaults(run=_info, command="info")
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from .compare.command import Plan, compare
+    from .compare.optimizers import parse_optimizers
+
+    rates = {"adam": options.adam_rates, "sgd": options.sgd_rates}
+    return compare(
+        Plan(
+            scenarios=list(dict.fromkeys(options.scenarios)),
+            optimizers=parse_optimizers(options.optimizers),
+            out=options.out,
+            seeds=options.seeds,
+            epochs=options.epochs,
+            batch_size=options.batch_size,
+            rates={name: values for name, values in rates.items() if values},
+            newton=options.newton,
+            quiet=options.quiet,
+        )
+    )
+
+
+def _scenarios(options: argparse.Namespace) -> int:
+    from . import scenarios
+
+    del options
+    for name in scenarios.names():
+        scenario = scenarios.get(name)
+        batch = f"batch {scenario.batch_size}" if scenario.batch_size else "full batch"
+        print(f"{name}  {scenario.title}")
+        print(
+            f"    size     {scenario.train_size} training + {scenario.val_size} validation samples, {scenario.parameters} weights"
+        )
+        print(f"    default  {scenario.epochs} epochs, {batch}; validation metric: {scenario.metric.name}")
+        print(f"    source   {scenario.source}")
+        print(f"    data     {'present: ' if scenario.present() else ''}{scenario.locate()}\n")
+    return 0
+
+
+def _info(options: argparse.Namespace) -> int:
+    from .info import report
+
+    print(report(load_tensorflow=options.tensorflow))
+    return 0
+
+
+def _positive_int(text: str) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return value
+
+
+def _rates(text: str) -> tuple[float, ...]:
+    try:
+        values = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        values = ()
+    if not values or not all(math.isfinite(value) and value > 0 for value in values):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a comma-separated list of positive numbers, such as 0.001,0.01,0.1"
+        )
+    return values
+
+
+def _newton_settings(text: str) -> dict[str, float | int]:
+    settings: dict[str, float | int] = {}
+    for part in text.split(","):
+        key, _, value = part.partition("=")
+        read = _NEWTON_SETTINGS.get(key.strip())
+        if read is None:
+            raise argparse.ArgumentTypeError(
+                f"{key.strip()!r} is not a setting; settings: {', '.join(_NEWTON_SETTINGS)}"
+            )
+        try:
+            settings[key.strip()] = read(value)
+        except ValueError:
+            kind = "a whole number" if read is int else "a number"
+            raise argparse.ArgumentTypeError(
+                f"{part!r}: {key.strip()} must be {kind}, such as {key.strip()}=1"
+            ) from None
+    return settings

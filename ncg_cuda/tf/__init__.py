@@ -1,0 +1,39 @@
+"""Newton-CG training in TensorFlow and Keras: exact curvature products, the solver inside the graph, the optimizer.
+
+TensorFlow and Keras are imported by the names below on first use, not by this file.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .curvature import HessianOperator, hessian_vector_product
+    from .moments import exact_moments
+    from .objective import Objective
+    from .optimizer import NewtonCG
+    from .report import StepReport
+
+_ATTRIBUTES = {
+    "HessianOperator": "curvature",
+    "NewtonCG": "optimizer",
+    "Objective": "objective",
+    "StepReport": "report",
+    "exact_moments": "moments",
+    "hessian_vector_product": "curvature",
+}
+
+__all__ = ["HessianOperator", "NewtonCG", "Objective", "StepReport", "exact_moments", "hessian_vector_product"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _ATTRIBUTES:
+        value = getattr(import_module(f"{__name__}.{_ATTRIBUTES[name]}"), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,137 @@
+"""What the other files need to know about TensorFlow's graphs: nesting, XLA, which operations lie between two tensors.
+
+``tf.function`` traces into a ``FuncGraph``; every nested one (a loop body, a branch, an inner ``tf.function``) has an
+``outer_graph`` whose tensors it *captures* through placeholders. Nothing here changes a graph, except that
+:func:`handles` captures variables.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import tensorflow as tf
+from tensorflow.python.ops import control_flow_util
+
+
+def graph_chain() -> list[Any]:
+    """The graph under construction and the graphs around it, innermost first; empty in eager execution."""
+    if tf.executing_eagerly():
+        return []
+    graph = tf.compat.v1.get_default_graph()
+    chain = [graph]
+    while getattr(graph, "outer_graph", None) is not None and hasattr(graph.outer_graph, "captures"):
+        graph = graph.outer_graph
+        chain.append(graph)
+    return chain
+
+
+def in_xla() -> bool:
+    """Whether the graph under construction is compiled by XLA (``jit_compile=True`` here or in an outer function)."""
+    return any(control_flow_util.GraphOrParentsInXlaContext(g) for g in graph_chain())
+
+
+def raw_variable(variable: Any) -> Any:
+    """The ``tf.Variable`` inside a Keras variable; a ``tf.Variable`` itself is returned as it is."""
+    if isinstance(variable, tf.Variable):
+        return variable
+    return getattr(variable, "_value", variable)
+
+
+def handles(variable: Any, chain: Sequence[Any]) -> list[Any]:
+    """The variable's resource handle as each graph of the chain knows it.
+
+    A gradient with respect to the variable itself, taken in a loop body, is None: the body captures the handle anew,
+    and nothing that was computed outside depends on that capture. So the handle of every graph is needed.
+    """
+    out = []
+    for graph in chain:
+        with graph.as_default():
+            out.append(tf.convert_to_tensor(raw_variable(variable).handle))
+    return out
+
+
+def _is_eager(tensor: Any) -> bool:
+    return not hasattr(tensor, "graph") or isinstance(tensor, tf.__internal__.EagerTensor)
+
+
+def ancestors(tensors: Iterable[Any]) -> list[Any]:
+    """Every operation that the tensors depend on through data, in this graph and, through captures, in outer ones."""
+    seen: dict[int, Any] = {}
+    pending = [t for t in tensors if not _is_eager(t)]
+    captured: dict[int, dict[int, Any]] = {}
+    while pending:
+        op = pending.pop().op
+        if id(op) in seen:
+            continue
+        seen[id(op)] = op
+        pending.extend(op.inputs)
+        if op.type == "Placeholder" and hasattr(op.graph, "captures"):
+            table = captured.setdefault(id(op.graph), {id(inside): outside for outside, inside in op.graph.captures})
+            outside = table.get(id(op.outputs[0]))
+            if outside is not None and not _is_eager(outside):
+                pending.append(outside)
+    return list(seen.values())
+
+
+def depending_on(sources: Iterable[Any], among: Iterable[Any]) -> list[Any]:
+    """Those of the operations ``among`` that depend on one of the tensors ``sources`` (through captures too)."""
+    ops = sorted(among, key=lambda op: (_depth(op.graph), op._id))
+    hit = {id(t) for t in sources}
+    out = []
+    captured: dict[int, dict[int, Any]] = {}
+    for op in ops:
+        inputs = [id(t) for t in op.inputs]
+        if op.type == "Placeholder" and hasattr(op.graph, "captures"):
+            table = captured.setdefault(id(op.graph), {id(inside): id(out) for out, inside in op.graph.captures})
+            inputs.append(table.get(id(op.outputs[0]), 0))
+        if any(i in hit for i in inputs):
+            hit.update(id(t) for t in op.outputs)
+            out.append(op)
+    return out
+
+
+def _depth(graph: Any) -> int:
+    depth = 0
+    while getattr(graph, "outer_graph", None) is not None:
+        graph, depth = graph.outer_graph, depth + 1
+    return depth
+
+
+def nested_functions(ops: Iterable[Any]) -> Iterator[Any]:
+    """The ``FunctionDef`` of every function that the operations call, directly or through other functions."""
+    seen: set[str] = set()
+    library: dict[int, dict[str, Any]] = {}
+    for op in ops:
+        pending = list(_called(op.node_def.attr))
+        if not pending:
+            continue
+        for name in pending:
+            if name in seen:
+                continue
+            seen.add(name)
+            definition = _definition(op.graph, name, library)
+            if definition is not None:
+                yield definition
+                for node in definition.node_def:
+                    pending.extend(_called(node.attr))
+
+
+def _called(attr: Any) -> Iterator[str]:
+    for key in attr:
+        value = attr[key]
+        if value.HasField("func"):
+            yield value.func.name
+        elif value.HasField("list"):
+            for function in value.list.func:
+                yield function.name
+
+
+def _definition(graph: Any, name: str, library: dict[int, dict[str, Any]]) -> Any | None:
+    while graph is not None:
+        if id(graph) not in library:
+            library[id(graph)] = {f.signature.name: f for f in graph.as_graph_def().library.function}
+        if name in library[id(graph)]:
+            return library[id(graph)][name]
+        graph = getattr(graph, "outer_graph", None)
+    return None

@@ -1,0 +1,150 @@
+"""How ``model.compile(optimizer=...)`` lets an optimizer see its model's objective in ``fit``.
+
+Keras hands an optimizer only gradients and variables, but ``compile`` sees model and optimizer together. So
+``compile`` of the Keras trainer is wrapped once per process: it does what it did and then, for a model whose optimizer
+has the attribute ``wants_objective``, puts two wrappers on that model *instance*. ``train_step`` notes the values of
+non-trainable variables, seed generators included, before the forward pass; ``compute_loss`` notes the batch and the
+loss. Other models are not touched, and compiling the model with another optimizer takes the wrappers off again.
+
+To evaluate the loss again, the model's own ``train_step`` runs once more in a stateless scope, from the same
+non-trainable values, and is left as soon as ``compute_loss`` has the loss: whatever a custom ``train_step`` does before
+its loss is repeated exactly.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from contextvars import ContextVar
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from .graphs import graph_chain, raw_variable
+from .objective import Objective, Values, provide, replaced, withdraw
+
+
+class _Reached(Exception):
+    """Carries the loss out of a repeated train_step."""
+
+    def __init__(self, loss: Any) -> None:
+        super().__init__()
+        self.loss = loss
+
+
+class _Step:
+    """One trace of a model's train_step: what is known so far, and how to repeat it."""
+
+    def __init__(self, model: Any, optimizer: Any, train_step: Callable[[Any], Any], data: Any) -> None:
+        self.model, self.optimizer, self.data = model, optimizer, data
+        self.train_step = train_step
+        self.repeating = False
+        self.objective: Objective | None = None
+        self.before = {id(v): tf.convert_to_tensor(raw_variable(v)) for v in model.non_trainable_variables}
+
+    def found(self, loss: Any, batch: dict[str, Any]) -> None:
+        """Called with the loss each time ``compute_loss`` returns."""
+        if self.repeating:
+            raise _Reached(loss)
+        again = self.objective is not None
+        names = ("x", "y", "y_pred", "sample_weight")
+        self.objective = Objective(
+            self.model.trainable_variables, loss, self.evaluate, **{name: batch.get(name) for name in names}
+        )
+        if again:
+            self.objective.refuse(
+                "train_step calls compute_loss more than once, so it is not clear which loss is meant"
+            )
+        provide(self.optimizer, self.objective)
+
+    def evaluate(self, values: Values) -> Any:
+        """The loss at the values, by repeating train_step up to its loss."""
+        state = [(v, start) for v in self.model.non_trainable_variables if (start := self._start(v)) is not None]
+        self.repeating = True
+        try:
+            with replaced(self.model.trainable_variables, values, state):
+                self.train_step(self.data)
+        except _Reached as reached:
+            return reached.loss
+        finally:
+            self.repeating = False
+        raise RuntimeError("train_step returned without calling compute_loss, although it did so before")
+
+    def _start(self, variable: Any) -> Any | None:
+        """The value before the forward pass: noted, or, for a variable born in this trace, its first read."""
+        if id(variable) in self.before:
+            return self.before[id(variable)]
+        raw = raw_variable(variable)
+        with graph_chain()[0].as_default():
+            handle = tf.convert_to_tensor(raw.handle)
+        for op in graph_chain()[0].get_operations():
+            if op.type == "ReadVariableOp" and op.inputs[0] is handle:
+                return op.outputs[0]
+            if op.type.startswith("Assign") and any(t is handle for t in op.inputs):
+                return None
+        return None
+
+
+_step: ContextVar[_Step | None] = ContextVar("ncg_cuda_step", default=None)
+
+
+def _attach(model: Any, optimizer: Any) -> None:
+    train_step, compute_loss = model.train_step, model.compute_loss
+    signature = inspect.signature(compute_loss)
+
+    @functools.wraps(train_step)
+    def noting_train_step(data: Any) -> Any:
+        if tf.executing_eagerly():
+            return train_step(data)
+        token = _step.set(_Step(model, optimizer, train_step, data))
+        objective = provide(optimizer, None)
+        try:
+            return train_step(data)
+        finally:
+            withdraw(objective)
+            _step.reset(token)
+
+    @functools.wraps(compute_loss)
+    def noting_compute_loss(*args: Any, **kwargs: Any) -> Any:
+        loss = compute_loss(*args, **kwargs)
+        step = _step.get()
+        if step is not None and step.model is model:
+            step.found(loss, dict(signature.bind(*args, **kwargs).arguments))
+        return loss
+
+    # The instance's dictionary, not setattr: Keras would track the wrappers as part of the model.
+    model.__dict__["train_step"] = noting_train_step
+    model.__dict__["compute_loss"] = noting_compute_loss
+    model.__dict__["_ncg_cuda_attached"] = True
+
+
+def _detach(model: Any) -> None:
+    if model.__dict__.pop("_ncg_cuda_attached", False):
+        model.__dict__.pop("train_step", None)
+        model.__dict__.pop("compute_loss", None)
+
+
+def innermost(optimizer: Any) -> Any:
+    """The optimizer itself, or the one inside Keras's LossScaleOptimizer."""
+    return getattr(optimizer, "inner_optimizer", optimizer)
+
+
+def install() -> None:
+    """Wrap ``compile`` of the Keras trainer; does nothing the second time."""
+    trainer = next(c for c in keras.Model.__mro__ if "compile" in vars(c))
+    original = vars(trainer)["compile"]
+    if getattr(original, "_ncg_cuda", False):
+        return
+
+    @functools.wraps(original)
+    def compile(self: Any, *args: Any, **kwargs: Any) -> None:
+        _detach(self)
+        original(self, *args, **kwargs)
+        optimizer = innermost(self.optimizer)
+        if getattr(optimizer, "wants_objective", False):
+            _attach(self, optimizer)
+
+    compile._ncg_cuda = True  # type: ignore[attr-defined]
+    trainer.compile = compile

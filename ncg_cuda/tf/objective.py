@@ -1,0 +1,204 @@
+"""The seam between the optimizer and the loss: how a step can evaluate the model again, without side effects.
+
+Keras tells an optimizer gradients and variables, nothing else. What needs more (the loss after a step, line search,
+damping by reduction ratio, Gauss-Newton products) asks :func:`current` for the :class:`Objective` of the step under
+construction. There are two ways to one:
+
+- ``minimize(loss_fn, variables)``: :func:`from_loss_fn`.
+- ``fit``: ``compile`` tells the model about its optimizer; for a model compiled with an optimizer that wants an
+  objective, :mod:`ncg_cuda.tf.keras_fit` wraps ``train_step`` and ``compute_loss`` of that one model instance.
+
+A loop that calls ``apply_gradients`` by hand has no objective; what needs one raises and says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from .curvature import gradient
+from .graphs import ancestors, nested_functions, raw_variable
+
+Values = Sequence[Any] | None
+
+
+class Objective:
+    """The loss of one step as a function of the weights; lives in the graph of that step.
+
+    Attributes:
+        variables: the variables the optimizer was given, in order.
+        loss: the step's loss, a scalar tensor, before any loss scaling.
+        x, y, y_pred, sample_weight: the batch and the model's output in ``fit``; None in ``minimize``.
+    """
+
+    def __init__(
+        self,
+        variables: Sequence[Any],
+        loss: Any,
+        evaluate: Callable[[Values], Any],
+        *,
+        x: Any = None,
+        y: Any = None,
+        y_pred: Any = None,
+        sample_weight: Any = None,
+    ) -> None:
+        self.variables = list(variables)
+        self.loss = loss
+        self.x, self.y, self.y_pred, self.sample_weight = x, y, y_pred, sample_weight
+        self._evaluate = evaluate
+        self._refusal: str | None = None
+
+    def refuse(self, why: str) -> None:
+        """Make every later :meth:`loss_at` raise: the loss is known not to be reproducible."""
+        self._refusal = self._refusal or why
+
+    def loss_at(self, values: Values = None) -> Any:
+        """The same loss, on the same batch with the same random numbers, at other weights.
+
+        Args:
+            values: one tensor per variable, or None for the values that the variables hold at this point of the
+                program.
+
+        Returns:
+            A scalar tensor. At the weights of the step it equals ``loss`` to the last bit. Weights, moving statistics
+            and seed generators are the same afterwards. Costs one forward pass.
+
+        Raises:
+            ValueError: wrong number, shape or dtype of values.
+            RuntimeError: the loss cannot be evaluated again; the message says why.
+        """
+        if self._refusal is None:
+            self._refusal = _stateful_randomness(self.loss)
+        if self._refusal is not None:
+            raise RuntimeError(f"The loss of this step cannot be evaluated again: {self._refusal}")
+        if values is None:
+            return self._evaluate(None)
+        if len(values) != len(self.variables):
+            raise ValueError(f"{len(values)} values for {len(self.variables)} variables; one per variable is needed")
+        tensors = [tf.convert_to_tensor(v) for v in values]
+        for i, (t, v) in enumerate(zip(tensors, map(raw_variable, self.variables), strict=True)):
+            if t.dtype != v.dtype or not t.shape.is_compatible_with(v.shape):
+                raise ValueError(
+                    f"values[{i}] has shape {t.shape}, dtype {t.dtype.name}; its variable {v.name!r} needs "
+                    f"shape {v.shape}, dtype {v.dtype.name}"
+                )
+        return self._evaluate(tensors)
+
+
+_current: ContextVar[tuple[Any, Objective] | None] = ContextVar("ncg_cuda_objective", default=None)
+
+
+def current(owner: Any) -> Objective | None:
+    """The objective of the step that ``owner``, an optimizer, is taking now, or None where nobody provided one."""
+    entry = _current.get()
+    return entry[1] if entry is not None and entry[0] is owner else None
+
+
+def provide(owner: Any, objective: Objective | None) -> Any:
+    """Make the objective current for ``owner``; returns the token for :func:`withdraw`."""
+    return _current.set(None if objective is None else (owner, objective))
+
+
+def withdraw(token: Any) -> None:
+    """Undo :func:`provide`."""
+    _current.reset(token)
+
+
+class RecordingScope(keras.StatelessScope):  # type: ignore[misc]
+    """A StatelessScope that remembers which variables were assigned, and reads those without a value as they are."""
+
+    def __init__(self, mapping: Sequence[tuple[Any, Any]] = ()) -> None:
+        super().__init__(state_mapping=list(mapping), collect_losses=True)
+        self.updates: dict[int, tuple[Any, Any]] = {}
+
+    def add_update(self, update: tuple[Any, Any]) -> None:
+        """Record an assignment made inside the scope."""
+        super().add_update(update)
+        self.updates[id(update[0])] = update
+
+    def get_current_value(self, variable: Any) -> Any:
+        """The value inside the scope; the variable itself where it has none (Keras expects one for regularizers)."""
+        value = super().get_current_value(variable)
+        return getattr(variable, "_value", None) if value is None else value
+
+    def commit(self) -> None:
+        """Make the recorded assignments, outside the scope."""
+        for variable, value in self.updates.values():
+            variable.assign(value)
+
+
+@contextmanager
+def replaced(variables: Sequence[Any], values: Values, state: Sequence[tuple[Any, Any]] = ()) -> Iterator[None]:
+    """Inside, the variables have the given values and Keras state starts from ``state``; afterwards all is as before.
+
+    A Keras variable is replaced in a stateless scope. A ``tf.Variable`` cannot be, so it is assigned and assigned back;
+    ``tf.function`` keeps that order.
+    """
+    pairs = [] if values is None else list(zip(variables, values, strict=True))
+    mapping = [(v, t) for v, t in pairs if isinstance(v, keras.Variable)]
+    plain = [(v, t) for v, t in pairs if not isinstance(v, keras.Variable)]
+    saved = [(v, tf.identity(v)) for v, _ in plain]
+    for v, t in plain:
+        v.assign(t)
+    with RecordingScope([*state, *mapping]):
+        yield
+    for v, t in saved:
+        v.assign(t)
+
+
+def from_loss_fn(
+    loss_fn: Callable[[], Any], variables: Sequence[Any]
+) -> tuple[Objective, list[Any], Callable[[], None]]:
+    """The objective of ``loss_fn()``, its gradient, and a function that makes the Keras updates it asked for.
+
+    Assignments to Keras variables inside ``loss_fn`` (moving averages, seed generators) are held back until that
+    function is called, so that every evaluation in between starts from the same state.
+    """
+    with RecordingScope() as scope:
+        loss, gradients = gradient(loss_fn, [raw_variable(v) for v in variables])
+
+    def evaluate(values: Values) -> Any:
+        with replaced(variables, values):
+            return tf.convert_to_tensor(loss_fn())
+
+    return Objective(variables, loss, evaluate), gradients, scope.commit
+
+
+_RANDOM = {
+    "Multinomial",
+    "ParameterizedTruncatedNormal",
+    "RandomGamma",
+    "RandomPoisson",
+    "RandomPoissonV2",
+    "RandomShuffle",
+    "RandomStandardNormal",
+    "RandomUniform",
+    "RandomUniformInt",
+    "RngReadAndSkip",
+    "RngSkip",
+    "StatefulRandomBinomial",
+    "StatefulStandardNormal",
+    "StatefulStandardNormalV2",
+    "StatefulTruncatedNormal",
+    "StatefulUniform",
+    "StatefulUniformFullInt",
+    "StatefulUniformInt",
+    "TruncatedNormal",
+}
+
+
+def _stateful_randomness(loss: Any) -> str | None:
+    ops = ancestors([loss])
+    kinds = {op.type for op in ops} | {node.op for f in nested_functions(ops) for node in f.node_def}
+    found = sorted(kinds & _RANDOM)
+    if not found:
+        return None
+    return (
+        f"it draws random numbers that cannot be drawn again ({', '.join(found)}). Use Keras layers and keras.random "
+        "with a keras.random.SeedGenerator, or tf.random.stateless_*"
+    )

@@ -1,0 +1,297 @@
+"""Newton-CG as a Keras 3 optimizer: one conjugate-gradient solve over all weights per step.
+
+A step takes the gradient g that Keras (or :meth:`NewtonCG.minimize`) computed, solves (H + tau I) d = -g by at most
+``max_iter`` CG iterations with exact Hessian products, checks that d is a descent direction, and moves the weights by
+``learning_rate * d``. Method: Martens, "Deep learning via Hessian-free optimization" (ICML 2010); Nocedal and Wright,
+"Numerical Optimization", chapter 7.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from . import keras_fit, objective, report
+from .curvature import LinearizedGradient, check_variables, dense
+from .graphs import raw_variable
+from .newton import Step, newton_step
+from .solver import PATHS, check_numbers
+
+if keras.backend.backend() != "tensorflow":
+    raise ImportError(
+        f"ncg_cuda.tf needs Keras on TensorFlow, but Keras runs on {keras.backend.backend()!r}. "
+        "Set the environment variable KERAS_BACKEND=tensorflow before Keras is imported"
+    )
+
+keras_fit.install()
+
+_CACHED_LOSSES = 16
+
+
+@keras.saving.register_keras_serializable(package="ncg_cuda")
+class NewtonCG(keras.optimizers.Optimizer):  # type: ignore[misc]
+    """Newton's method with damping, its linear system solved by conjugate gradients.
+
+    Use it in ``model.compile(optimizer=NewtonCG())``, or on a function: ``NewtonCG().minimize(loss_fn, variables)``.
+
+    Args:
+        learning_rate: the step length along d, a number >= 0 or a ``LearningRateSchedule``. 1 is Newton's step.
+        tau: the damping of H + tau I, >= 0, in units of curvature. Larger is more careful and nearer to gradient
+            descent.
+        cg_tol: CG stops at a residual of ``cg_tol`` times the norm of the gradient.
+        max_iter: the most CG iterations per step; each costs one Hessian product, about 1 to 1.7 gradients.
+        max_step: a limit on the length of a step, |learning_rate * d| over all weights together; None for none. Without
+            it, a direction of almost no curvature can throw the weights far away.
+        report_loss_after: also evaluate the loss at the new weights, on the same batch and with the same random
+            numbers, for :attr:`last_step`. Costs about 0.3 gradients per step.
+        path: ``"auto"``, ``"op"`` or ``"plain"``: which implementation of CG, see :func:`ncg_cuda.tf.solver.solve`.
+        clipnorm, clipvalue, global_clipnorm: clip the right-hand side -g; the curvature is that of the loss as it is.
+        use_ema, ema_momentum, ema_overwrite_frequency, loss_scale_factor: as in every Keras optimizer.
+        name: the optimizer's name.
+
+    A non-finite gradient or learning rate skips the step; a direction that is not finite or not a descent direction is
+    replaced by -g. Both are counted in :attr:`last_step`. All trainable variables must be float32, or all float64.
+
+    Raises:
+        ValueError: a parameter out of range; ``weight_decay`` (use a regularizer, whose curvature then counts) or
+            ``gradient_accumulation_steps``, which are not supported.
+    """
+
+    wants_objective = True  # read by keras_fit
+
+    def __init__(
+        self,
+        learning_rate: Any = 1.0,
+        tau: float = 1e-2,
+        cg_tol: float = 1e-4,
+        max_iter: int = 10,
+        *,
+        max_step: float | None = None,
+        report_loss_after: bool = False,
+        path: str = "auto",
+        weight_decay: None = None,
+        gradient_accumulation_steps: None = None,
+        clipnorm: float | None = None,
+        clipvalue: float | None = None,
+        global_clipnorm: float | None = None,
+        use_ema: bool = False,
+        ema_momentum: float = 0.99,
+        ema_overwrite_frequency: int | None = None,
+        loss_scale_factor: float | None = None,
+        name: str = "newton_cg",
+    ) -> None:
+        if tf.is_tensor(tau) or tf.is_tensor(cg_tol):
+            raise ValueError("tau and cg_tol must be Python numbers")
+        check_numbers(tau=tau, cg_tol=cg_tol, max_iter=max_iter)
+        if max_step is not None and not (isinstance(max_step, (int, float)) and 0 < max_step < math.inf):
+            raise ValueError(f"max_step={max_step!r} is not allowed: give a number > 0, or None for no limit")
+        if path not in PATHS:
+            raise ValueError(f"path={path!r} is not known; allowed: {', '.join(map(repr, PATHS))}")
+        if weight_decay:
+            raise ValueError(
+                f"weight_decay={weight_decay!r} is not supported: Newton's step must see the penalty's curvature. "
+                "Use kernel_regularizer=keras.regularizers.L2(...) on the layers"
+            )
+        if gradient_accumulation_steps:
+            raise ValueError(
+                f"gradient_accumulation_steps={gradient_accumulation_steps!r} is not supported: the curvature would be "
+                "that of the last batch alone. Use a larger batch"
+            )
+        super().__init__(
+            _checked_learning_rate(learning_rate),
+            clipnorm=clipnorm,
+            clipvalue=clipvalue,
+            global_clipnorm=global_clipnorm,
+            use_ema=use_ema,
+            ema_momentum=ema_momentum,
+            ema_overwrite_frequency=ema_overwrite_frequency,
+            loss_scale_factor=loss_scale_factor,
+            name=name,
+        )
+        self._tau, self.cg_tol, self.max_iter = float(tau), float(cg_tol), max_iter
+        self.max_step = None if max_step is None else float(max_step)
+        self.report_loss_after, self.path = bool(report_loss_after), path
+        self._report = self.add_variable(shape=(len(report.FIELDS),), dtype="float64", name="step_report")
+        self._traced: dict[Any, Any] = {}
+
+    @property
+    def tau(self) -> float:
+        """The damping; fixed, because traced training functions hold it. For another one make a new optimizer."""
+        return self._tau
+
+    @property
+    def last_step(self) -> report.StepReport | None:
+        """What the last step did, in Python numbers; None before the first. Reading it waits for the step to end."""
+        return report.from_numbers(self._report.numpy())
+
+    def minimize(self, loss_fn: Callable[[], Any], variables: Sequence[Any]) -> Any:
+        """Take one step on ``loss_fn()``.
+
+        Args:
+            loss_fn: a callable without arguments that returns the loss, a scalar tensor, from the variables. Called
+                eagerly, ``minimize`` traces it once into a ``tf.function`` and re-uses that for the same ``loss_fn``:
+                pass the same callable in every step, and feed changing data through a ``tf.Variable``.
+            variables: ``tf.Variable`` or Keras variables, the same ones in every step.
+
+        Returns:
+            The loss before the step, a scalar tensor.
+
+        Raises:
+            ValueError: unsuitable variables or loss, no gradient for any variable, an operation without second
+                derivative.
+            RuntimeError: functions are set to run eagerly (``tf.config.run_functions_eagerly``).
+        """
+        variables = list(variables)
+        check_variables(variables)
+        if not callable(loss_fn):
+            raise ValueError(f"loss_fn is a {type(loss_fn).__name__}; a callable without arguments is needed")
+        if not tf.executing_eagerly():
+            return self._minimize(loss_fn, variables)
+        if not self.built:
+            self.build(variables)
+        key = (loss_fn, tuple(id(v) for v in variables))
+        step = self._traced.get(key)
+        if step is None:
+            while len(self._traced) >= _CACHED_LOSSES:
+                self._traced.pop(next(iter(self._traced)))
+            step = self._traced[key] = tf.function(lambda: self._minimize(loss_fn, variables), autograph=False)
+        return step()
+
+    def _minimize(self, loss_fn: Callable[[], Any], variables: list[Any]) -> Any:
+        self._refuse_eager()
+        found, gradients, commit = objective.from_loss_fn(loss_fn, variables)
+        if all(g is None for g in gradients):
+            names = ", ".join(repr(raw_variable(v).name) for v in variables)
+            raise ValueError(f"the loss depends on none of the variables ({names}): there is nothing to minimize")
+        token = objective.provide(self, found)
+        try:
+            self.apply(_zeros_for_none(gradients, variables), variables)
+        finally:
+            objective.withdraw(token)
+        commit()
+        return found.loss
+
+    def apply(self, grads: Sequence[Any], trainable_variables: Sequence[Any] | None = None) -> None:
+        """Take one step; Keras's entry, inside a graph.
+
+        Args:
+            grads: the gradients as TensorFlow differentiated them: the Hessian is their derivative.
+            trainable_variables: the variables they belong to.
+
+        Raises:
+            RuntimeError: in eager execution, or with ``report_loss_after=True`` where the loss is not known.
+        """
+        self._refuse_eager()
+        super().apply(grads, trainable_variables)
+        if self.report_loss_after:
+            # Here, not inside the step: variable constraints have been applied by now.
+            after = self._objective().loss_at()
+            self._report.assign(_with_loss_after(self._report, after))
+
+    def scale_loss(self, loss: Any) -> Any:
+        """Keras's hook before differentiation; also where a loss other than compute_loss's becomes visible."""
+        known = objective.current(self)
+        if known is not None and loss is not known.loss:
+            known.refuse("train_step differentiates another loss than the one compute_loss returned")
+        return super().scale_loss(loss)
+
+    def _backend_apply_gradients(self, grads: Sequence[Any], trainable_variables: Sequence[Any]) -> None:
+        if tf.distribute.get_strategy().num_replicas_in_sync > 1:
+            raise ValueError(
+                "NewtonCG does not support a tf.distribute strategy with several replicas; train on one device"
+            )
+        check_variables(trainable_variables)
+        gradients = [dense(g) for g in grads]
+        step = newton_step(
+            LinearizedGradient(gradients, trainable_variables),
+            clipped=super()._clip_gradients(gradients),
+            learning_rate=self.learning_rate,
+            tau=self._tau,
+            cg_tol=self.cg_tol,
+            max_iter=self.max_iter,
+            max_step=self.max_step,
+            path=self.path,
+        )
+        super()._backend_apply_gradients(step.direction, trainable_variables)
+        self._report.assign(self._numbers(step))
+
+    def _clip_gradients(self, grads: Sequence[Any]) -> Sequence[Any]:
+        return grads  # Keras would clip the direction; the gradient is clipped above
+
+    def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
+        """Move the variable by learning_rate times ``gradient``, which is the direction d here."""
+        # A skipped step has d = 0 and must not move the weights even if the learning rate is NaN.
+        self.assign_add(variable, tf.math.multiply_no_nan(tf.cast(learning_rate, variable.dtype), gradient))
+
+    def _numbers(self, step: Step) -> Any:
+        known = objective.current(self)
+        before = dict(zip(report.FIELDS, tf.unstack(tf.convert_to_tensor(self._report)), strict=True))
+        nan = tf.constant(math.nan, tf.float64)
+        now = dict(step.numbers, loss=nan if known is None else known.loss, loss_after=nan)
+        now["steps"] = before["steps"] + 1.0
+        for total, one in (
+            ("fallbacks_total", "fallback"),
+            ("skipped_total", "skipped"),
+            ("products_total", "products"),
+        ):
+            now[total] = before[total] + tf.cast(now[one], tf.float64)
+        return tf.stack([tf.cast(now[name], tf.float64) for name in report.FIELDS])
+
+    def _objective(self) -> objective.Objective:
+        known = objective.current(self)
+        if known is None:
+            raise RuntimeError(
+                "This step has no objective: the optimizer was called with gradients only, so it cannot evaluate the "
+                "loss again. Train with fit (after compile(optimizer=...)) or minimize, or set report_loss_after=False"
+            )
+        return known
+
+    def _refuse_eager(self) -> None:
+        if tf.executing_eagerly():
+            raise RuntimeError(
+                "NewtonCG differentiates gradients inside a graph and cannot run eagerly. In fit: compile the model "
+                "without run_eagerly=True (and without tf.config.run_functions_eagerly(True)). In a training loop of "
+                "your own: put the step into a tf.function, or use minimize(loss_fn, variables)"
+            )
+
+    def get_config(self) -> dict[str, Any]:
+        """The constructor's arguments, for saving."""
+        config: dict[str, Any] = super().get_config()
+        config.update(
+            tau=self._tau,
+            cg_tol=self.cg_tol,
+            max_iter=self.max_iter,
+            max_step=self.max_step,
+            report_loss_after=self.report_loss_after,
+            path=self.path,
+        )
+        return config
+
+
+def _checked_learning_rate(learning_rate: Any) -> Any:
+    if isinstance(learning_rate, keras.optimizers.schedules.LearningRateSchedule) or callable(learning_rate):
+        return learning_rate
+    try:
+        value = float(learning_rate)
+    except (TypeError, ValueError):
+        value = math.nan
+    if not math.isfinite(value) or value < 0:
+        raise ValueError(
+            f"learning_rate={learning_rate!r} is not allowed: give a number >= 0 or a LearningRateSchedule"
+        )
+    return value
+
+
+def _zeros_for_none(gradients: Sequence[Any], variables: Sequence[Any]) -> list[Any]:
+    pairs = zip(gradients, map(raw_variable, variables), strict=True)
+    return [tf.zeros(v.shape, v.dtype) if g is None else g for g, v in pairs]
+
+
+def _with_loss_after(numbers: Any, loss: Any) -> Any:
+    place = report.FIELDS.index("loss_after")
+    numbers = tf.convert_to_tensor(numbers)
+    return tf.tensor_scatter_nd_update(numbers, [[place]], [tf.cast(loss, tf.float64)])

@@ -1,0 +1,297 @@
+"""The CG loop against dense solves, its stop reasons, and every way a caller can get it wrong."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+import ncg_cuda
+from ncg_cuda import Layout, StopReason, cg, reference
+
+DTYPES = [np.float32, np.float64]
+
+
+def spectrum(values: np.ndarray, seed: int = 0) -> np.ndarray:
+    """A symmetric matrix with these eigenvalues and random eigenvectors."""
+    q, _ = np.linalg.qr(np.random.default_rng(seed).standard_normal((len(values), len(values))))
+    return (q * values) @ q.T
+
+
+def problem(n: int, condition: float, dtype: type, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    a = spectrum(np.geomspace(1.0, condition, n), seed).astype(dtype)
+    b = np.random.default_rng(seed + 1).standard_normal(n).astype(dtype)
+    return a, b, np.linalg.solve(a.astype(np.float64), b.astype(np.float64))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("n", [1, 2, 17, 200])
+def test_agrees_with_a_dense_solve(dtype: type, n: int) -> None:
+    a, b, _ = problem(n, 30.0, dtype)
+    tau = 0.5
+    exact = np.linalg.solve(a.astype(np.float64) + tau * np.eye(n), b.astype(np.float64))
+    tol = 1e-5 if dtype is np.float32 else 1e-12
+    result = cg(lambda p: a @ p, b, tau=tau, cg_tol=tol, max_iter=300)
+    assert result.converged
+    assert result.verified
+    assert result.residual_norm <= tol * result.rhs_norm
+    assert np.linalg.norm(result.x - exact) <= 30 * tol * np.linalg.norm(exact)
+    true = np.linalg.norm(b - a.astype(np.float64) @ result.x - tau * result.x)
+    assert result.residual_norm == pytest.approx(true, rel=0.3, abs=1e-7 * result.rhs_norm)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("condition", [1.5, 100.0, 1e4])
+def test_converges_like_the_textbook(dtype: type, condition: float) -> None:
+    """The predicted beta costs no iterations: residuals follow textbook CG in the same precision."""
+    a, b, _ = problem(150, condition, dtype)
+    r, x = b.copy(), np.zeros(150, dtype)
+    p, rr = r.copy(), r @ r
+    textbook = []
+    for _ in range(11 if condition < 2 else 25):
+        q = a @ p
+        alpha = rr / (p @ q)
+        x += alpha * p
+        r -= alpha * q
+        rr, before = r @ r, rr
+        p = r + rr / before * p
+        textbook.append(math.sqrt(rr) / np.linalg.norm(b))
+    got: list[float] = []
+    result = cg(lambda v: a @ v, b, cg_tol=0.0, max_iter=len(textbook), callback=lambda i, x, norm: got.append(norm))
+    best_of_ours = np.minimum.accumulate(np.array(got) / result.rhs_norm)
+    best_of_theirs = np.minimum.accumulate(textbook)
+    assert (best_of_ours <= 1.2 * best_of_theirs + 100 * np.finfo(dtype).eps).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_agrees_with_the_reference_step_by_step(dtype: type) -> None:
+    a, b, _ = problem(60, 50.0, np.float64)
+    low = a.astype(dtype)
+    for k in (1, 2, 5, 9):
+        result = cg(lambda p: low @ p, b.astype(dtype), tau=0.1, cg_tol=0.0, max_iter=k)
+        x, state = reference.cg(lambda p: a @ p, b, tau=0.1, cg_tol=0.0, max_iter=k)
+        assert (result.iterations, result.stop_reason, result.products) == (k, StopReason.MAX_ITER, k)
+        np.testing.assert_allclose(result.x, x, rtol=0, atol=2000 * np.finfo(dtype).eps)
+        assert result.residual_norm == pytest.approx(math.sqrt(state.rr), rel=3e3 * float(np.finfo(dtype).eps))
+
+
+def test_warm_start() -> None:
+    a, b, exact = problem(80, 100.0, np.float64)
+    near = exact + 1e-6 * np.random.default_rng(5).standard_normal(80)
+    kept = near.copy()
+    warm = cg(lambda p: a @ p, b, x0=near, cg_tol=1e-9, max_iter=200)
+    cold = cg(lambda p: a @ p, b, cg_tol=1e-9, max_iter=200)
+    assert warm.converged
+    assert warm.iterations < cold.iterations
+    assert np.array_equal(near, kept)
+    assert cg(lambda p: a @ p, b, x0=exact, cg_tol=1e-9).iterations == 0
+
+
+def test_claims_are_verified_in_float32() -> None:
+    """Outlying eigenvalues: the recursion claims far less than the truth; the result must not."""
+    a = spectrum(np.concatenate([np.geomspace(1.0, 10.0, 195), [1e5, 9e4, 5e4, 3e4, 2e4]]), 3)
+    b = a @ np.random.default_rng(4).standard_normal(200)
+    low, b32 = a.astype(np.float32), b.astype(np.float32)
+    for tol in (1e-5, 1e-7):
+        result = cg(lambda p: low @ p, b32, cg_tol=tol, max_iter=400)
+        true = np.linalg.norm(b32 - low.astype(np.float64) @ result.x.astype(np.float64)) / np.linalg.norm(b32)
+        assert result.verified
+        assert result.converged == (result.residual_norm <= tol * result.rhs_norm)
+        assert result.residual_norm / result.rhs_norm == pytest.approx(true, rel=0.5, abs=2e-7)
+    assert result.stop_reason is StopReason.STAGNATED  # 1e-7 is out of float32's reach here
+    unverified = cg(lambda p: low @ p, b32, cg_tol=1e-5, max_iter=400, verify=False)
+    assert unverified.stop_reason is StopReason.CONVERGED
+    assert not unverified.verified
+
+
+@pytest.mark.parametrize("magnitude", [1e-38, 1e-30, 1e-23, 1e-12, 1e12, 1e19, 1e30, 1e37])
+def test_tiny_and_huge_right_hand_sides_in_float32(magnitude: float) -> None:
+    """Squares of 1e19 overflow and of 1e-23 vanish in float32: the solve is scaled, the answer is the same."""
+    a, b, exact = problem(70, 20.0, np.float32)
+    result = cg(lambda p: a @ p, (b * np.float32(magnitude)).astype(np.float32), cg_tol=1e-4, max_iter=100)
+    assert result.converged
+    np.testing.assert_allclose(result.x.astype(np.float64) / magnitude, exact, atol=2e-3)
+
+
+def test_overflow_inside_is_a_breakdown_with_a_finite_x() -> None:
+    a = np.eye(20, dtype=np.float32) * np.float32(1e25)
+    with np.errstate(over="ignore"):
+        result = cg(lambda p: a @ p, np.ones(20, np.float32))
+    assert result.stop_reason is StopReason.BREAKDOWN
+    assert np.isfinite(result.x).all()
+
+
+def test_negative_curvature_at_once_is_a_scaled_steepest_descent_step() -> None:
+    b = np.arange(1.0, 6.0)
+    result = cg(lambda p: -2.0 * p, b)
+    assert (result.stop_reason, result.iterations) == (StopReason.NEGATIVE_CURVATURE, 1)
+    np.testing.assert_allclose(result.x, b / 2.0)  # rr / |pq| = 1 / 2
+    assert result.curvature == pytest.approx(-2.0)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_negative_curvature_later_keeps_the_last_iterate(dtype: type) -> None:
+    values = np.concatenate([np.linspace(1.0, 4.0, 40), [-0.05]])
+    a = spectrum(values, 8).astype(dtype)
+    b = np.random.default_rng(9).standard_normal(41).astype(dtype)
+    iterates: list[np.ndarray] = []
+    result = cg(lambda p: a @ p, b, max_iter=60, callback=lambda i, x, norm: iterates.append(x.copy()))
+    assert result.stop_reason is StopReason.NEGATIVE_CURVATURE
+    assert result.iterations == len(iterates) > 1
+    assert np.array_equal(result.x, iterates[-1])
+    assert -b.astype(np.float64) @ result.x < 0  # a descent direction all the same
+    assert cg(lambda p: a @ p, b, tau=0.2, max_iter=60).converged  # damping mends it
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_curvature_test_is_scale_free(dtype: type) -> None:
+    a, b, _ = problem(30, 10.0, dtype)
+    for scale in (1e-12, 1e12):
+        scaled = (a * dtype(scale)).astype(dtype)
+        assert cg(lambda p, m=scaled: m @ p, b, cg_tol=1e-4, max_iter=80).converged
+
+
+def test_zero_matrix_and_zero_right_hand_side() -> None:
+    flat = cg(lambda p: np.zeros_like(p), np.ones(5))
+    assert flat.stop_reason is StopReason.NEGATIVE_CURVATURE
+    assert np.array_equal(flat.x, np.zeros(5))
+    zero = cg(lambda p: p, np.zeros(5))
+    assert (zero.stop_reason, zero.iterations, zero.products) == (StopReason.CONVERGED, 0, 0)
+    assert cg(lambda p: np.zeros_like(p), np.ones(5), tau=2.0).x == pytest.approx(np.full(5, 0.5))
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_non_finite_numbers_are_a_breakdown(bad: float) -> None:
+    b = np.ones(50)
+    b[3] = bad
+    result = cg(lambda p: p, b)
+    assert (result.stop_reason, result.products) == (StopReason.BREAKDOWN, 0)
+    a, b, _ = problem(50, 20.0, np.float64)
+    calls = []
+
+    def spoiled(p: np.ndarray) -> np.ndarray:
+        calls.append(1)
+        hp = a @ p
+        if len(calls) == 4:
+            hp[7] = bad
+        return hp
+
+    result = cg(spoiled, b)
+    assert (result.stop_reason, result.iterations) == (StopReason.BREAKDOWN, 3)
+    np.testing.assert_allclose(result.x, cg(lambda p: a @ p, b, max_iter=3).x)
+
+
+def test_an_asymmetric_matvec_is_told_by_the_drift() -> None:
+    a, b, _ = problem(60, 50.0, np.float64)
+    skewed = a + 0.5 * np.triu(np.random.default_rng(0).standard_normal((60, 60)))
+    assert cg(lambda p: a @ p, b, max_iter=15, cg_tol=0).drift < 1e-8
+    assert cg(lambda p: skewed @ p, b, max_iter=15, cg_tol=0).drift > 0.1
+
+
+def test_matvec_may_return_its_argument_and_sees_it_read_only() -> None:
+    b = np.arange(1.0, 20.0)
+    assert cg(lambda p: p, b).x == pytest.approx(b)
+
+    def meddling(p: np.ndarray) -> np.ndarray:
+        p[0] = 0.0
+        return p
+
+    with pytest.raises(ValueError, match="read-only"):
+        cg(meddling, b)
+
+
+def test_tensors_as_products() -> None:
+    layout = Layout([(3, 4), (), (9,)])
+    rng = np.random.default_rng(1)
+    blocks = [spectrum(np.linspace(1.0, 5.0, int(n)), 2) for n in layout.lengths]
+    parts = [rng.standard_normal(s) for s in layout.shapes]
+
+    def matvec(p: np.ndarray) -> list[np.ndarray]:
+        return [(m @ v.ravel()).reshape(v.shape) for m, v in zip(blocks, layout.views(p), strict=True)]
+
+    result = cg(matvec, layout.pack(parts), layout=layout, cg_tol=1e-11, max_iter=50)
+    assert result.converged
+    assert result.verified
+    for block, x, b in zip(blocks, layout.views(result.x), parts, strict=True):
+        np.testing.assert_allclose((block @ x.ravel()).reshape(b.shape), b, atol=1e-9)
+    with pytest.raises(TypeError, match=r"give cg\(\.\.\., layout="):
+        cg(matvec, layout.pack(parts))
+
+
+def test_arrays_of_any_shape_and_strides() -> None:
+    b = np.random.default_rng(2).standard_normal((6, 8))[:, ::2]
+    result = cg(lambda p: 4.0 * p, b)
+    assert result.x.shape == b.shape
+    np.testing.assert_allclose(result.x, b / 4.0)
+
+
+def test_callback_sees_every_iteration() -> None:
+    a, b, _ = problem(40, 10.0, np.float64)
+    seen: list[tuple[int, float]] = []
+    result = cg(lambda p: a @ p, b, max_iter=6, cg_tol=0.0, callback=lambda i, x, norm: seen.append((i, norm)))
+    assert [i for i, _ in seen] == [1, 2, 3, 4, 5, 6]
+    assert seen[-1][1] == result.residual_norm
+
+
+class TestBadInput:
+    b = np.ones(10)
+
+    @pytest.mark.parametrize(
+        ("options", "error", "match"),
+        [
+            ({"tau": -0.1}, ValueError, "tau: -0.1"),
+            ({"tau": math.nan}, ValueError, "tau: nan"),
+            ({"tau": math.inf}, ValueError, "tau: inf"),
+            ({"cg_tol": -1e-3}, ValueError, "cg_tol: -0.001"),
+            ({"cg_tol": math.nan}, ValueError, "cg_tol: nan"),
+            ({"max_iter": 0}, ValueError, "max_iter: 0"),
+            ({"max_iter": 2.5}, ValueError, "max_iter: 2.5"),
+            ({"x0": np.ones(9)}, ValueError, "x0: 9 elements"),
+            ({"x0": np.ones(10, np.float32)}, ValueError, "x0: 10 elements of float32"),
+            ({"x0": [1.0] * 10}, TypeError, "x0: got list"),
+        ],
+    )
+    def test_options(self, options: dict[str, object], error: type[Exception], match: str) -> None:
+        with pytest.raises(error, match=match):
+            cg(lambda p: p, self.b, **options)
+
+    @pytest.mark.parametrize(
+        ("b", "error", "match"),
+        [
+            (np.ones(3, np.int64), TypeError, "b: dtype int64; allowed are float32 and float64"),
+            ([1.0, 2.0], TypeError, "b: got list"),
+            (np.zeros(0), ValueError, "b: an empty vector"),
+            (np.ones(3, np.complex128), TypeError, "b: dtype complex128"),
+        ],
+    )
+    def test_right_hand_sides(self, b: object, error: type[Exception], match: str) -> None:
+        with pytest.raises(error, match=match):
+            cg(lambda p: p, b)
+
+    @pytest.mark.parametrize(
+        ("product", "error", "match"),
+        [
+            (lambda p: p[:5], ValueError, r"matvec: returned shape \(5,\), but b has \(10,\)"),
+            (lambda p: p[None], ValueError, r"matvec: returned shape \(1, 10\)"),
+            (lambda p: p.astype(np.float32), TypeError, "matvec: returned dtype float32, but b has float64"),
+            (lambda p: None, TypeError, "matvec: returned NoneType"),
+        ],
+    )
+    def test_products(self, product: object, error: type[Exception], match: str) -> None:
+        with pytest.raises(error, match=match):
+            cg(product, self.b)
+
+    def test_an_exception_of_the_matvec_comes_through(self) -> None:
+        def broken(p: np.ndarray) -> np.ndarray:
+            raise RuntimeError("mine")
+
+        with pytest.raises(RuntimeError, match=r"^mine$"):
+            cg(broken, self.b)
+
+
+def test_arguments_are_not_changed() -> None:
+    a, b, _ = problem(30, 10.0, np.float32)
+    kept = b.copy()
+    ncg_cuda.cg(lambda p: a @ p, b, tau=0.1)
+    assert np.array_equal(b, kept)
