@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from . import ops, reference, scenarios, tf
+    from . import mpi, ops, reference, scenarios, tf
     from .backends import backends
     from .cg import CGResult, cg
     from .layout import Layout
     from .state import StopReason
 
-_SUBMODULES = {"ops", "reference", "scenarios", "tf"}
+_SUBMODULES = {"mpi", "ops", "reference", "scenarios", "tf"}
 _ATTRIBUTES = {
     "backends": "backends",
     "cg": "cg",

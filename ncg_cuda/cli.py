@@ -52,7 +52,7 @@ def main(argv: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="ncg-cuda",
-        description="Newton-CG training with exact Hessian-vector products: comparisons, scenarios, and what this machine can do.",
+        description="Newton-CG training with exact Hessian-vector products: compare optimizers, list scenarios, show what works here.",
         epilog="`ncg-cuda COMMAND --help` explains a command.",
     )
     parser.add_argument("--version", action="version", version=f"ncg-cuda {__version__}")
@@ -69,10 +69,14 @@ def _add_compare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "compare",
         help="train scenarios with several optimizers; table, records and plot",
         description=(
-            "Train every SCENARIO with every optimizer on several seeds. Newton-CG runs at the scenario's settings, Adam and SGD "
-            "(momentum 0.9) at the best learning rate of the scenario's grid, searched here: the rate with the lowest median over "
-            "the seeds of the final training loss. Prints a table, and writes summary.json (a list of runs), grid.json (all runs "
-            "of the searches), curves.csv (losses per epoch), environment.json and compare.png. Each file is complete at any "
+            "Train every SCENARIO with every optimizer on several seeds. Newton-CG runs at the scenario's settings, "
+            "Adam and SGD "
+            "(momentum 0.9) at the best learning rate of the scenario's grid, searched here: the rate with the lowest "
+            "median over "
+            "the seeds of the final training loss. Prints a table, and writes summary.json (a list of runs), grid.json "
+            "(all runs "
+            "of the searches), curves.csv (losses per epoch), environment.json and compare.png. Each file is complete "
+            "at any "
             "moment, after Ctrl-C too."
         ),
         epilog="Example: ncg-cuda compare reg-diabetes cnn-digits --seeds 3 --out out/demo",
@@ -117,7 +121,8 @@ def _add_scenarios(commands: argparse._SubParsersAction[argparse.ArgumentParser]
         "scenarios",
         help="list the scenarios, their sizes and where their data come from",
         description=(
-            "List the scenarios: task, sizes, defaults, the source of the data, and whether the data are here. Files are looked up "
+            "List the scenarios: task, sizes, defaults, the source of the data, and whether the data are here. Files "
+            "are looked up "
             "in $NCG_DATA_DIR/<folder>/ and in $NCG_DATA_DIR/."
         ),
     )
@@ -128,7 +133,7 @@ def _add_info(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     command = commands.add_parser(
         "info",
         help="versions, backends, GPU, op library, MPI",
-        description="Show versions, backends, GPU, TensorFlow op library and MPI: what works here, and why the rest does not.",
+        description="Show versions, backends, GPU, TensorFlow op library, MPI: what works here, and why the rest does not.",
     )
     command.add_argument(
         "--tensorflow", action="store_true", help="also import TensorFlow (seconds) and load the op library"
@@ -137,7 +142,7 @@ def _add_info(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
 
 
 def _compare(options: argparse.Namespace) -> int:
-    from .compare.command import Plan, compare
+    from .compare import Plan, compare
     from .compare.optimizers import parse_optimizers
 
     rates = {"adam": options.adam_rates, "sgd": options.sgd_rates}
@@ -149,7 +154,7 @@ def _compare(options: argparse.Namespace) -> int:
             seeds=options.seeds,
             epochs=options.epochs,
             batch_size=options.batch_size,
-            rates={name: values for name, values in rates.items() if values},
+            learning_rates={name: values for name, values in rates.items() if values},
             newton=options.newton,
             quiet=options.quiet,
         )
@@ -165,7 +170,8 @@ def _scenarios(options: argparse.Namespace) -> int:
         batch = f"batch {scenario.batch_size}" if scenario.batch_size else "full batch"
         print(f"{name}  {scenario.title}")
         print(
-            f"    size     {scenario.train_size} training + {scenario.val_size} validation samples, {scenario.parameters} weights"
+            f"    size     {scenario.train_size} training + {scenario.val_size} validation samples, "
+            f"{scenario.parameters} weights"
         )
         print(f"    default  {scenario.epochs} epochs, {batch}; validation metric: {scenario.metric.name}")
         print(f"    source   {scenario.source}")

@@ -1,4 +1,6 @@
-"""What a program runs on: versions, processor, threads, accelerators. For records of measurements and for reports of bugs."""
+"""What a program runs on: versions, processor, threads, accelerators. For records of measurements and for reports of
+bugs.
+"""
 
 from __future__ import annotations
 
@@ -73,7 +75,9 @@ def gpus() -> tuple[list[str], str]:
 
 
 def environment(*, tensorflow: bool = False) -> dict[str, Any]:
-    """A record of the machine and the software, ready for JSON; ``tensorflow`` also asks TensorFlow (and imports it)."""
+    """A record of the machine and the software, ready for JSON; ``tensorflow`` also asks TensorFlow (and imports
+    it).
+    """
     from . import __version__
 
     record: dict[str, Any] = {

@@ -1,4 +1,6 @@
-"""``ncg-cuda info``: what is installed here, what works, and why the rest does not. It never fails because something is missing."""
+"""``ncg-cuda info``: what is installed here, what works, and why the rest does not. It never fails because something
+is missing.
+"""
 
 from __future__ import annotations
 

@@ -1,14 +1,15 @@
 """The comparison behind ``ncg-cuda compare``: optimizers on scenarios, over seeds, with tables, records and plots.
 
-``optimizers`` says what competes, ``trainer`` makes one run, ``search`` tunes learning rates, ``records`` writes files,
+``plan`` is what is asked for, ``optimizers`` what competes; ``trainer`` makes one run, ``search`` tunes learning rates, ``records`` writes files,
 ``table`` and ``plot`` show them, ``command`` ties them together. TensorFlow is imported by ``trainer`` alone.
 """
 
 from __future__ import annotations
 
-from .command import Plan, compare
+from .command import compare
 from .errors import UsageError
 from .optimizers import OPTIMIZERS
+from .plan import Plan
 from .records import Run
 
 __all__ = ["OPTIMIZERS", "Plan", "Run", "UsageError", "compare"]

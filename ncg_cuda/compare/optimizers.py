@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..scenarios import Scenario
 from .errors import unknown
 
 HESSIAN_PRODUCT_COST = 2.0
@@ -28,14 +27,6 @@ class Competitor:
     """Whether its learning rate is searched on the scenario's grid (else it is the scenario's Newton setting)."""
     make: Callable[[float, Mapping[str, float | int]], Any]
     """``(learning rate, further settings) -> keras optimizer``."""
-
-    def rates(self, scenario: Scenario, override: tuple[float, ...] | None = None) -> tuple[float, ...]:
-        """The learning rates to run, ascending: a grid, or the one setting."""
-        if override:
-            return tuple(sorted(set(override)))
-        if self.tuned:
-            return scenario.learning_rates[self.name]
-        return (float(scenario.newton["learning_rate"]),)
 
 
 def _newton(learning_rate: float, settings: Mapping[str, float | int]) -> Any:

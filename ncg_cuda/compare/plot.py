@@ -25,7 +25,9 @@ _LOG_X_RATIO = 6.0
 
 @dataclass(frozen=True)
 class Band:
-    """Median and range of the training loss over the seeds, at the epochs that every seed reached with a finite loss."""
+    """Median and range of the training loss over the seeds, at the epochs that every seed reached with a finite
+    loss.
+    """
 
     x: dict[str, NDArray[np.float64]]
     """Per axis, the median over the seeds at each epoch."""

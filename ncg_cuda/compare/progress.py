@@ -29,10 +29,10 @@ class Progress:
         if self._bar is not None:
             self._bar.close()
 
-    def epoch(self, point: Point, detail: str) -> None:
+    def epoch(self, detail: str, point: Point) -> None:
         """An epoch has ended."""
         if self._bar is not None:
-            self._bar.set_postfix_str(f"{detail} loss {point.train_loss:.4g}", refresh=False)
+            self._bar.set_postfix_str(f"{detail}, loss {point.train_loss:.4g}", refresh=False)
             self._bar.update()
 
     def run(self, run: Run) -> None:

@@ -3,7 +3,8 @@
 ``summary.json``
     A list of runs (:class:`Run`): the chosen learning rate of every optimizer, every seed.
 ``grid.json``
-    A list of all runs of the learning-rate searches, the chosen ones included, each with ``chosen`` and ``at_grid_edge``.
+    A list of all runs of the learning-rate searches, the chosen ones included, each with ``chosen`` and
+    ``at_grid_edge``.
 ``curves.csv``
     One line per run of ``summary.json`` and epoch, epoch 0 being the untrained model.
 ``environment.json``
@@ -62,7 +63,8 @@ class Run:
     seconds: float
     """Training time, without evaluation and without tracing: a run's first step counts as the mean of its others."""
     tracing_seconds: float
-    """Time of the first step, with the building of the graph: spent once per optimizer and scenario, for all its runs."""
+    """Time of the first step, with the building of the graph: spent once per optimizer and scenario, for all its
+    runs."""
     gradient_equivalents: float
     hessian_products: int
     steps: int

@@ -38,7 +38,8 @@ def comparison(choices: list[Choice]) -> str:
     for name in dict.fromkeys(choice.scenario for choice in choices):
         group = [choice for choice in choices if choice.scenario == name]
         first = group[0].runs[0]
-        title = f"{name}: {first.epochs} epochs, batch {first.batch_size}, seeds {', '.join(str(r.seed) for r in group[0].runs)}"
+        seeds = ", ".join(str(run.seed) for run in group[0].runs)
+        title = f"{name}: {first.epochs} epochs, batch {first.batch_size}, seeds {seeds}"
         head = ("optimizer", "learning rate", "final training loss", f"validation {first.val_metric_name}")
         rows = [(*head, "seconds", "(tracing)", "gradient equivalents", "diverged")]
         for choice in group:
@@ -57,8 +58,10 @@ def comparison(choices: list[Choice]) -> str:
             )
         blocks.append(f"{title}\n{columns(rows)}")
     notes = [
-        "Median [range] over the seeds. Losses are over the full training set in inference mode. Seconds are training alone,",
-        "without evaluation and without the first step's tracing, which is given apart. A gradient equivalent is one gradient",
+        "Median [range] over the seeds. Losses are over the full training set in inference mode. Seconds are training "
+        "alone,",
+        "without evaluation and without the first step's tracing, which is given apart. A gradient equivalent is one "
+        "gradient",
         f"of one batch; a Newton-CG step with k Hessian-vector products counts 1 + {HESSIAN_PRODUCT_COST:g} k of them.",
         f"Learning rates of Adam and SGD: {RULE}.",
     ]

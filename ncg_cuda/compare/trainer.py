@@ -1,4 +1,6 @@
-"""One model, one optimizer, many runs: training through Keras ``fit``, with the clock stopped while results are evaluated."""
+"""One model, one optimizer, many runs: training through Keras ``fit``, with the clock stopped while results are
+evaluated.
+"""
 
 from __future__ import annotations
 
@@ -83,7 +85,8 @@ class _Work:
 class Trainer:
     """Runs of one optimizer on one scenario. The graph is traced once, however many seeds and learning rates follow.
 
-    Every run starts from the weights that ``scenario.build(seed)`` gives and from a fresh optimizer state, so its result
+    Every run starts from the weights that ``scenario.build(seed)`` gives and from a fresh optimizer state, so its
+    result
     does not depend on the runs before it.
     """
 
@@ -100,10 +103,10 @@ class Trainer:
         self.samples = len(data.y_train)
         self.batch_size = min(batch_size or scenario.batch_size or self.samples, self.samples)
         self.steps_per_epoch = math.ceil(self.samples / self.batch_size)
-        self.settings = dict(settings or {})
+        self.settings = dict(scenario.newton if settings is None and not competitor.tuned else settings or {})
         self.model = scenario.build(0, data)
         self._state = list(self.model.variables)
-        self.optimizer = competitor.make(competitor.rates(scenario)[0], self.settings)
+        self.optimizer = competitor.make(0.0, self.settings)
         # One setting for all competitors: compilation by XLA would be timed on a GPU and not on a CPU.
         self.model.compile(optimizer=self.optimizer, loss=scenario.loss(), jit_compile=False)
         self.optimizer.build(self.model.trainable_variables)
@@ -140,7 +143,9 @@ class Trainer:
         return batches.repeat().prefetch(2)
 
     def run(self, seed: int, learning_rate: float, epochs: int, on_epoch: OnEpoch = lambda point: None) -> Run:
-        """Train for ``epochs``; ``on_epoch`` is called with every :class:`Point`. A run whose loss is not finite stops."""
+        """Train for ``epochs``; ``on_epoch`` is called with every :class:`Point`. A run whose loss is not finite
+        stops.
+        """
         self._reset(seed, learning_rate)
         work = _Work()
         curve = [self.point(0, 0.0, work)]
@@ -213,7 +218,9 @@ class _Recorder(keras.callbacks.Callback):  # type: ignore[misc]
             self._first_step = time.perf_counter() - self._start
 
     def first_step_surplus(self) -> float:
-        """Seconds that the first step took beyond the mean of the others: TensorFlow prepares the graph anew in each fit."""
+        """Seconds that the first step took beyond the mean of the others: TensorFlow prepares the graph anew in each
+        fit.
+        """
         others = self._work.steps - 1
         if others < 1:
             return 0.0

@@ -20,7 +20,9 @@ def load() -> Dataset:
 
 
 def build(seed: int, data: Dataset) -> Any:
-    """Two blocks of convolution, batch normalisation and swish (8 and 16 maps, each halving the image), then ten logits."""
+    """Two blocks of convolution, batch normalisation and swish (8 and 16 maps, each halving the image), then ten
+    logits.
+    """
     import keras
 
     init = glorot(seed)
@@ -43,7 +45,8 @@ SCENARIO = Scenario(
     name="cnn-digits",
     title="small CNN with batch normalisation, 1797 handwritten digits of 8x8 pixels",
     source=(
-        "scikit-learn's digits set (Alpaydin and Kaynak, Optical Recognition of Handwritten Digits, 1998); pixels scaled "
+        "scikit-learn's digits set (Alpaydin and Kaynak, Optical Recognition of Handwritten Digits, 1998); pixels "
+        "scaled "
         "to [0, 1]; fixed split"
     ),
     load=load,

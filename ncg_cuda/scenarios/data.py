@@ -1,6 +1,7 @@
 """Finding, reading and splitting a scenario's data.
 
-A file is looked up as ``$NCG_DATA_DIR/<folder>/<file>`` and ``$NCG_DATA_DIR/<file>``. Whatever is wrong with it ends in a
+A file is looked up as ``$NCG_DATA_DIR/<folder>/<file>`` and ``$NCG_DATA_DIR/<file>``. Whatever is wrong with it ends
+in a
 :class:`ScenarioDataError` that names the file, what was found and what to do.
 """
 
@@ -31,7 +32,9 @@ class ScenarioDataError(RuntimeError):
 
 @dataclass(frozen=True)
 class Dataset:
-    """Arrays in memory, ready to train on: samples along axis 0, inputs float32, targets float32 or class numbers int32."""
+    """Arrays in memory, ready to train on: samples along axis 0, inputs float32, targets float32 or class numbers
+    int32.
+    """
 
     x_train: Array
     y_train: Array
@@ -75,7 +78,8 @@ class DataFile:
         else:
             seen = f"it is not in {DATA_DIR_VARIABLE}={root}"
         return (
-            f"{self.name} is missing: {seen}. Put the file at <directory>/{self.folder}/{self.name} (or <directory>/{self.name}) "
+            f"{self.name} is missing: {seen}. Put the file at <directory>/{self.folder}/{self.name} (or "
+            f"<directory>/{self.name}) "
             f"and set {DATA_DIR_VARIABLE}=<directory>. {self.obtain}"
         )
 
@@ -87,7 +91,9 @@ class DataFile:
         return path
 
     def read(self, path: Path) -> NDArray[np.float64]:
-        """The columns as float64 ``[rows, columns]``; a missing cell (empty, NA, ?) is NaN. Raises ScenarioDataError."""
+        """The columns as float64 ``[rows, columns]``; a missing cell (empty, NA, ?) is NaN. Raises
+        ScenarioDataError.
+        """
         try:
             with path.open(encoding="utf-8-sig", newline="") as stream:
                 lines = [[cell.strip() for cell in line] for line in csv.reader(stream, strict=True) if line]
@@ -148,7 +154,9 @@ def split_indices(samples: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
 
 
 def standardised_regression(x: Array, y: Array, origin: str) -> Dataset:
-    """Split, then scale inputs ``[n, features]`` and targets ``[n]`` to mean 0 and deviation 1 of the *training* part."""
+    """Split, then scale inputs ``[n, features]`` and targets ``[n]`` to mean 0 and deviation 1 of the *training*
+    part.
+    """
     x = np.asarray(x, np.float64)
     y = np.asarray(y, np.float64).reshape(-1, 1)
     train, val = split_indices(len(x))

@@ -9,7 +9,9 @@ from .scenario import Scenario, glorot, root_mean_squared_error
 
 
 def load() -> Dataset:
-    """442 patients: ten measurements x ``[n, 10]``, disease progression after a year y ``[n, 1]``, both standardised."""
+    """442 patients: ten measurements x ``[n, 10]``, disease progression after a year y ``[n, 1]``, both
+    standardised.
+    """
     x, y = load_sklearn("load_diabetes")
     return standardised_regression(x, y, "scikit-learn load_diabetes")
 

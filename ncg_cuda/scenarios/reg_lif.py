@@ -12,7 +12,7 @@ FILE = DataFile(
     name="birth_rate.csv",
     columns=("Birth rate", "Life expectancy"),
     rows=190,
-    obtain="It is the World Bank's table of 190 countries (2010) with the columns Country, Birth rate, Life expectancy.",
+    obtain="It is the World Bank's table of 2010: 190 countries, the columns Country, Birth rate, Life expectancy.",
 )
 
 
@@ -58,7 +58,8 @@ SCENARIO = Scenario(
     name="reg-lif",
     title="linear regression, life expectancy of 190 countries from their birth rate",
     source=(
-        "birth_rate.csv, World Bank 2010 (file to be provided); no missing cells; input and target standardised by the training "
+        "birth_rate.csv, World Bank 2010 (file to be provided); no missing cells; input and target standardised by the "
+        "training "
         "part; fixed split"
     ),
     load=load,
