@@ -13,21 +13,33 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from . import mpi, ops, reference, scenarios, tf
-    from .backends import backends
-    from .cg import CGResult, cg
+    from .conjugate_gradient import CGResult, cg
+    from .installation import backends
     from .layout import Layout
     from .state import StopReason
 
 _SUBMODULES = {"mpi", "ops", "reference", "scenarios", "tf"}
 _ATTRIBUTES = {
-    "backends": "backends",
-    "cg": "cg",
-    "CGResult": "cg",
+    "backends": "installation",
+    "cg": "conjugate_gradient",
+    "CGResult": "conjugate_gradient",
     "Layout": "layout",
     "StopReason": "state",
 }
 
-__all__ = ["CGResult", "Layout", "StopReason", "__version__", "backends", "cg", "ops", "reference", "scenarios", "tf"]
+__all__ = [
+    "CGResult",
+    "Layout",
+    "StopReason",
+    "__version__",
+    "backends",
+    "cg",
+    "mpi",
+    "ops",
+    "reference",
+    "scenarios",
+    "tf",
+]
 
 
 def __getattr__(name: str) -> Any:
@@ -35,7 +47,7 @@ def __getattr__(name: str) -> Any:
         return import_module(f"{__name__}.{name}")
     if name in _ATTRIBUTES:
         value = getattr(import_module(f"{__name__}.{_ATTRIBUTES[name]}"), name)
-        globals()[name] = value  # from now on a plain attribute; the submodule of the same name stays importable
+        globals()[name] = value  # from now on a plain attribute
         return value
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 

@@ -52,7 +52,7 @@ def main(argv: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="ncg-cuda",
-        description="Newton-CG training with exact Hessian-vector products: compare optimizers, list scenarios, show what works here.",
+        description="Newton-CG training with exact Hessian-vector products: comparisons, scenarios, installation.",
         epilog="`ncg-cuda COMMAND --help` explains a command.",
     )
     parser.add_argument("--version", action="version", version=f"ncg-cuda {__version__}")
@@ -133,7 +133,7 @@ def _add_info(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     command = commands.add_parser(
         "info",
         help="versions, backends, GPU, op library, MPI",
-        description="Show versions, backends, GPU, TensorFlow op library, MPI: what works here, and why the rest does not.",
+        description="Show versions, backends, GPU, op library and MPI: what works here, and why the rest does not.",
     )
     command.add_argument(
         "--tensorflow", action="store_true", help="also import TensorFlow (seconds) and load the op library"

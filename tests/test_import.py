@@ -59,3 +59,14 @@ def test_backends_say_why_not() -> None:
 def test_unknown_names_raise() -> None:
     with pytest.raises(AttributeError, match="no_such_thing"):
         _ = ncg_cuda.no_such_thing
+
+
+def test_no_name_is_shadowed_by_a_submodule() -> None:
+    """Importing every module of the package, in any order, must leave its public functions callable."""
+    out = run(
+        "import importlib, pkgutil, ncg_cuda\n"
+        "for m in pkgutil.iter_modules(ncg_cuda.__path__):\n"
+        "    if m.name != '__main__': importlib.import_module(f'ncg_cuda.{m.name}')\n"
+        "print(callable(ncg_cuda.cg), callable(ncg_cuda.backends), ncg_cuda.CGResult.__name__)\n"
+    )
+    assert out.split() == ["True", "True", "CGResult"]

@@ -32,7 +32,8 @@ class Competitor:
 def _newton(learning_rate: float, settings: Mapping[str, float | int]) -> Any:
     from ..tf import NewtonCG
 
-    return NewtonCG(**{**settings, "learning_rate": learning_rate})
+    arguments: dict[str, Any] = {**settings, "learning_rate": learning_rate}
+    return NewtonCG(**arguments)
 
 
 def _adam(learning_rate: float, settings: Mapping[str, float | int]) -> Any:

@@ -69,12 +69,12 @@ class Plan:
             },
             "learning_rate_rule": RULE,
             "hessian_product_cost": HESSIAN_PRODUCT_COST,
-            "seconds": "training alone: without evaluation and tracing; a run's first step counts as the mean of its others",
+            "seconds": "training alone, without evaluation and tracing; a first step counts as the mean of the others",
         }
 
 
 def check(plan: Plan) -> dict[str, tuple[Scenario, Dataset]]:
-    """The scenarios of the plan with their data; UsageError, which says what to do, if the plan cannot be carried out."""
+    """The scenarios of the plan with their data; UsageError, with a remedy, if the plan cannot be carried out."""
     known = scenarios.names()
     for name in plan.scenarios:
         if name not in known:
