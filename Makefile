@@ -2,6 +2,7 @@
 #
 #   make demo    train two scenarios with Newton-CG, Adam and SGD; results in out/demo
 #   make test    the tests
+#   make check-native  the CUDA engine on the CPU, under sanitizers, and with seeded faults (about 15 minutes)
 #   make lint    ruff, mypy, clang-format
 #   make bench   the vector work of CG against TensorFlow graph code and NumPy
 #   make build   build the native core and the TensorFlow op again
@@ -17,7 +18,7 @@ BIN := $(VENV)/bin
 NATIVE := CMakeLists.txt pyproject.toml $(shell find csrc bindings cmake -type f)
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: help build demo test lint format bench clean
+.PHONY: help build demo test check-native lint format bench clean
 help:
 	@sed -n '2,/^PYTHON/p' Makefile | sed -n 's/^# \{0,1\}//p'
 
@@ -46,6 +47,9 @@ demo: $(VENV)/.built
 
 test: $(VENV)/.built
 	$(BIN)/python -m pytest
+
+check-native: $(VENV)/.built
+	$(BIN)/python -m pytest -m native tests/native
 
 lint: $(VENV)/.built
 	$(BIN)/ruff check .

@@ -45,7 +45,7 @@ def _machine() -> Iterator[Row]:
 
 def _backends(load_tensorflow: bool) -> Iterator[Row]:
     try:
-        from .backends import backends
+        from . import backends
 
         statuses = backends(load_tensorflow=load_tensorflow)
     except Exception as error:  # a report must survive whatever is broken here: that is what it is for

@@ -1,8 +1,8 @@
 """The comparison behind ``ncg-cuda compare``: optimizers on scenarios, over seeds, with tables, records and plots.
 
-``plan`` is what is asked for, ``optimizers`` what competes; ``trainer`` makes one run, ``search`` tunes learning rates,
-``records`` writes files, ``table`` and ``plot`` show them, ``command`` ties them together. Importing the package imports
-neither TensorFlow nor Matplotlib.
+``plan`` says what is asked for, ``optimizers`` what competes. ``trainer`` makes a run, ``search`` tunes learning
+rates, ``records`` writes files, ``table`` and ``plot`` show them, ``command`` ties them together. Importing the package
+imports neither TensorFlow nor Matplotlib.
 """
 
 from __future__ import annotations

@@ -25,6 +25,9 @@ class LinearizedGradient:
             None counts as zero.
         variables: the variables they belong to, ``tf.Variable`` or Keras variables.
 
+    Attributes:
+        has_curvature: whether any of the gradients depends on any of the variables in this graph.
+
     Raises:
         ValueError: an operation in the model has no (or a wrong) second derivative; the message names it.
         RuntimeError: in eager execution, where there is no graph to differentiate.
@@ -41,6 +44,7 @@ class LinearizedGradient:
         self._handles = [handles(v, chain) for v in self.variables]
         flat = [h for hs in self._handles for h in hs]
         path = depending_on(flat, ancestors(self._known))
+        self.has_curvature = bool({id(g.op) for g in self._known} & {id(op) for op in path})
         check_twice_differentiable(path)
         self._stops = moments.find_stops(path)
         self._lists = [op.name for op in path if any(t.dtype == tf.variant for t in op.outputs)]
@@ -121,7 +125,8 @@ class HessianOperator:
         with tf.GradientTape(persistent=True, watch_accessed_variables=False) as self._tape:
             for v in self._raw:
                 self._tape.watch(v)
-            self.loss, self.gradients = linearise()
+            with explain():
+                self.loss, self.gradients = linearise()
 
     def product(self, vectors: Sequence[Any]) -> list[Any]:
         """H s.

@@ -21,6 +21,8 @@ _SILENT = {
     "FakeQuantWithMinMaxArgsGradient": ("fake quantization", "train without quantization"),
     "FakeQuantWithMinMaxVarsGradient": ("fake quantization", "train without quantization"),
     "FakeQuantWithMinMaxVarsPerChannelGradient": ("fake quantization", "train without quantization"),
+    "PyFunc": ("tf.numpy_function on the way to the gradient", "leave the gradients as TensorFlow computed them"),
+    "PyFuncStateless": ("tf.numpy_function on the way to the gradient", "write it in TensorFlow operations"),
     "SparseAddGrad": ("tf.sparse.add", "use dense tensors"),
 }
 

@@ -65,12 +65,12 @@ class NewtonCG(keras.optimizers.Optimizer):  # type: ignore[misc]
 
     def __init__(
         self,
-        learning_rate: Any = 1.0,
-        tau: float = 1e-2,
+        learning_rate: Any = 0.3,
+        tau: float = 1.0,
         cg_tol: float = 1e-4,
         max_iter: int = 10,
         *,
-        max_step: float | None = None,
+        max_step: float | None = 1.0,
         report_loss_after: bool = False,
         path: str = "auto",
         weight_decay: None = None,
@@ -141,8 +141,8 @@ class NewtonCG(keras.optimizers.Optimizer):  # type: ignore[misc]
             The loss before the step, a scalar tensor.
 
         Raises:
-            ValueError: unsuitable variables or loss, no gradient for any variable, an operation without second
-                derivative.
+            ValueError: unsuitable variables or loss, no gradient for any variable, a loss that is linear in them, an
+                operation without second derivative.
             RuntimeError: functions are set to run eagerly (``tf.config.run_functions_eagerly``).
         """
         variables = list(variables)
@@ -206,8 +206,15 @@ class NewtonCG(keras.optimizers.Optimizer):  # type: ignore[misc]
             )
         check_variables(trainable_variables)
         gradients = [dense(g) for g in grads]
+        linear = LinearizedGradient(gradients, trainable_variables)
+        if not linear.has_curvature:
+            raise ValueError(
+                "none of the gradients depends on the variables in this graph, so the Hessian would be zero. Either the "
+                "gradients were computed outside and passed in: compute them in the same tf.function as the step. Or the "
+                "loss is linear in the weights and has no minimum"
+            )
         step = newton_step(
-            LinearizedGradient(gradients, trainable_variables),
+            linear,
             clipped=super()._clip_gradients(gradients),
             learning_rate=self.learning_rate,
             tau=self._tau,

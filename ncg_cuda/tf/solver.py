@@ -71,11 +71,13 @@ def solve(
         iteration the steepest-descent step scaled by the absolute curvature.
 
     Raises:
-        ValueError: wrong tau, cg_tol, max_iter or path; no tensors; mixed or unsupported dtypes; unknown shapes.
+        ValueError: wrong tau, cg_tol, max_iter or path; no tensors; mixed or unsupported dtypes; unknown shapes; a product
+            of other shapes or dtype.
         RuntimeError: ``path="op"`` where the op cannot be used; the message names the remedy.
     """
     tensors = [tf.convert_to_tensor(t) for t in b]
     _check(tensors, tau, cg_tol, max_iter, path)
+    product = _checked(product, tensors)
     tau, cg_tol = _float64(tau), _float64(cg_tol)
     if path != "plain":
         why_not = _why_no_op()
@@ -109,6 +111,25 @@ def _check(tensors: list[Any], tau: Any, cg_tol: Any, max_iter: int, path: str) 
         if not t.shape.is_fully_defined():
             raise ValueError(f"b[{i}] has the unknown shape {t.shape}; give tensors of fixed shapes (set_shape)")
     check_numbers(tau=tau, cg_tol=cg_tol, max_iter=max_iter)
+
+
+def _checked(product: Product, b: list[Any]) -> Product:
+    """The product, refusing what does not look like b: a smaller result would be broadcast without an error."""
+
+    def checked(p: list[Any]) -> list[Any]:
+        out = [tf.convert_to_tensor(t) for t in product(p)]
+        if len(out) != len(b):
+            raise ValueError(f"the product returned {len(out)} tensors for {len(b)}; one per tensor of b is needed")
+        for i, (q, t) in enumerate(zip(out, b, strict=True)):
+            if q.dtype != t.dtype or not q.shape.is_compatible_with(t.shape):
+                raise ValueError(
+                    f"the product's tensor {i} has shape {q.shape}, dtype {q.dtype.name}; b[{i}] has shape {t.shape}, dtype "
+                    f"{t.dtype.name}, and both must be the same"
+                )
+            q.set_shape(t.shape)
+        return out
+
+    return checked
 
 
 def check_numbers(*, tau: Any, cg_tol: Any, max_iter: Any) -> None:

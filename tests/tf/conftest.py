@@ -15,11 +15,13 @@ import keras
 def _fresh() -> Iterator[None]:
     keras.utils.set_random_seed(1)
     yield
-    keras.backend.set_floatx("float32")
     keras.backend.clear_session()
+    keras.backend.set_floatx("float32")
+    keras.config.set_dtype_policy("float32")
 
 
 @pytest.fixture
 def float64() -> None:
     """Keras layers compute in float64."""
     keras.backend.set_floatx("float64")
+    keras.config.set_dtype_policy("float64")

@@ -76,7 +76,6 @@ def normalized(kind: str) -> tuple[keras.Model, np.ndarray, np.ndarray]:
     layer = {
         "batch": layers.BatchNormalization,
         "layer": layers.LayerNormalization,
-        "layer_rms": lambda: layers.LayerNormalization(rms_scaling=True),
         "group": lambda: layers.GroupNormalization(2),
     }[kind]
     model = keras.Sequential(

@@ -89,15 +89,14 @@ def embedding() -> tuple[Any, Any]:
 
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("problem", [mlp, cnn, embedding])
-@pytest.mark.parametrize("way", WAYS)
-def test_dense_hessian(problem: Any, way: str) -> None:
+def test_dense_hessian(problem: Any) -> None:
     loss_fn, variables = problem()
     dense = dense_hessian(loss_fn, variables)
-    for seed in (0, 1):
+    for seed, way in enumerate(WAYS):
         s = directions(variables, seed)
         got = flat(WAYS[way](loss_fn, variables, s))
         want = dense @ flat(s)
-        assert np.linalg.norm(got - want) <= 1e-10 * np.linalg.norm(want)
+        assert np.linalg.norm(got - want) <= 1e-10 * np.linalg.norm(want), way
 
 
 def test_logistic_regression() -> None:
@@ -114,18 +113,17 @@ def test_logistic_regression() -> None:
 
 
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize("way", ["eager", "loop", "operator"])
-@pytest.mark.parametrize("kind", ["batch", "layer", "layer_rms", "group"])
-def test_exact_through_normalization(kind: str, way: str) -> None:
+@pytest.mark.parametrize("kind", ["batch", "layer", "group"])
+def test_exact_through_normalization(kind: str) -> None:
     model, x, y = normalized(kind)
     loss_fn, variables = squared_error(model, x, y), model.trainable_variables
     s = directions(variables)
     want = difference_product(loss_fn, variables, s)
-    assert relative_error(WAYS[way](loss_fn, variables, s), want) < 1e-8
+    for way in ("eager", "loop", "operator"):
+        assert relative_error(WAYS[way](loss_fn, variables, s), want) < 1e-8, way
 
     stock = tf.function(lambda: stock_product(loss_fn, raw(variables), s))()
-    if kind != "layer_rms":  # which uses another variance, without a stop
-        assert relative_error(stock, want) > 1e-3, "stock TensorFlow is exact here, so this test shows nothing"
+    assert relative_error(stock, want) > 1e-3, "stock TensorFlow is exact here, so this test shows nothing"
 
 
 def stock_product(loss_fn: Any, variables: Any, s: Any) -> Any:
@@ -143,20 +141,20 @@ def test_small_resnet() -> None:
 
 
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize("way", ["eager", "loop"])
-def test_recurrent(way: str) -> None:
+def test_recurrent() -> None:
     model = keras.Sequential([keras.Input((4, 3)), layers.LSTM(3), layers.Dense(2)])
     rng = np.random.default_rng(0)
     loss_fn = squared_error(model, rng.normal(size=(3, 4, 3)), rng.normal(size=(3, 2)))
     s = directions(model.trainable_variables)
     want = difference_product(loss_fn, model.trainable_variables, s)
-    assert relative_error(WAYS[way](loss_fn, model.trainable_variables, s), want) < 1e-8
+    for way in ("eager", "loop"):
+        assert relative_error(WAYS[way](loss_fn, model.trainable_variables, s), want) < 1e-8, way
 
 
 def test_loop_cannot_be_held_eagerly() -> None:
     model = keras.Sequential([keras.Input((4, 3)), layers.LSTM(3)])
     loss_fn = squared_error(model, np.ones((2, 4, 3), "float32"), np.ones((2, 3), "float32"))
-    with pytest.raises(ValueError, match="loop.*inside one tf.function"):
+    with pytest.raises(ValueError, match=r"loop.*inside one tf\.function"):
         HessianOperator(loss_fn, model.trainable_variables)
 
 
@@ -217,12 +215,12 @@ class _Resize(layers.Layer):
         (layers.Lambda(tf.nn.local_response_normalization), "LRNGrad.*BatchNormalization"),
     ],
 )
-@pytest.mark.parametrize("way", ["eager", "operator", "loop"])
-def test_operations_without_second_derivative_are_named(layer: Any, message: str, way: str) -> None:
+def test_operations_without_second_derivative_are_named(layer: Any, message: str) -> None:
     model = keras.Sequential([keras.Input((3, 3, 2)), layers.Conv2D(2, 1), layer, layers.Conv2D(1, 1)])
     loss_fn = squared_error(model, np.ones((1, 3, 3, 2), "float32"), np.float32(0.0))
-    with pytest.raises(ValueError, match=message):
-        WAYS[way](loss_fn, model.trainable_variables, directions(model.trainable_variables))
+    for way in ("eager", "operator", "loop"):
+        with pytest.raises(ValueError, match=message):
+            WAYS[way](loss_fn, model.trainable_variables, directions(model.trainable_variables))
 
 
 def test_bilinear_resize_of_data_is_allowed() -> None:

@@ -195,6 +195,27 @@ def test_bad_input(arguments: dict[str, Any], message: str) -> None:
         solver.solve(lambda p: p, arguments.pop("b"), **arguments)
 
 
+@pytest.mark.parametrize(
+    ("product", "message"),
+    [
+        (lambda p: p[:1], "1 tensors for 2"),
+        (lambda p: [p[0][:1], p[1]], r"tensor 0 has shape \(1,\)"),
+        (lambda p: [p[0], tf.cast(p[1], tf.float64)], "float64"),
+    ],
+)
+def test_bad_product(product: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        solver.solve(product, [tf.ones(2), tf.ones(3)], tau=0.0, cg_tol=1e-5, max_iter=3, path="plain")
+
+
+def test_product_that_raises() -> None:
+    def product(p: Any) -> Any:
+        raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        solver.solve(product, [tf.ones(2)], tau=0.0, cg_tol=1e-5, max_iter=3, path="plain")
+
+
 def test_op_insisted_on_but_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(solver, "_why_no_op", lambda: "it was not built; run this command")
     with pytest.raises(RuntimeError, match="run this command"):

@@ -176,7 +176,8 @@ __global__ void __launch_bounds__(kThreads)
   // the last block to get here adds the partial sums
   __threadfence();
   __syncthreads();
-  if (threadIdx.x == 0) drawn[0] = atomicAdd(ticket, 1u);
+  // counts to the number of blocks and starts again at zero, ready for the next launch on this workspace
+  if (threadIdx.x == 0) drawn[0] = atomicInc(ticket, gridDim.x - 1);
   __syncthreads();
   if (drawn[0] != gridDim.x - 1) return;
   __threadfence();
@@ -200,7 +201,6 @@ __global__ void __launch_bounds__(kThreads)
       for (int w = 0; w < kWarps; ++w) sums[m] += warp_sums[m * kWarps + w];
     }
     driver.finish(sums);
-    *ticket = 0;  // ready for the next launch on this workspace
   }
 }
 

@@ -7,7 +7,9 @@
 namespace ncg::cuda {
 namespace {
 
-constexpr std::int64_t kMaxBlocks = 1 << 20;  // a block goes on to further chunks beyond 4e9 elements
+#ifndef NCG_MAX_BLOCKS
+#define NCG_MAX_BLOCKS (1 << 20)  // a block goes on to further chunks beyond 4e9 elements
+#endif
 
 template <class Op, class Driver>
 cudaError_t launch(const Call& call, const Driver& driver) {
@@ -16,7 +18,7 @@ cudaError_t launch(const Call& call, const Driver& driver) {
   const auto stream = static_cast<cudaStream_t>(call.stream);
   auto* ticket = static_cast<unsigned*>(call.ticket);
   std::int64_t blocks = chunk_count(call.n);
-  if (blocks > kMaxBlocks) blocks = kMaxBlocks;
+  if (blocks > NCG_MAX_BLOCKS) blocks = NCG_MAX_BLOCKS;
   if (blocks < 1) blocks = 1;
   const auto grid = static_cast<unsigned>(blocks);
   if (call.table.count == 0) {
