@@ -17,6 +17,7 @@ _NEWTON_SETTINGS: dict[str, Callable[[str], float | int]] = {
     "tau": float,
     "cg_tol": float,
     "max_iter": int,
+    "max_step": float,
 }
 
 

@@ -102,7 +102,7 @@ def _scale_x(axes: Any, key: str, bands: list[Band]) -> None:
     """Optimizers whose work differs by an order of magnitude share an axis only on a logarithmic scale."""
     ends = [area.x[key][-1] for area in bands if area.x[key][-1] > 0]
     if key != "epoch" and ends and max(ends) > _LOG_X_RATIO * min(ends):
-        axes.set_xscale("log")  # epoch 0, at x = 0, is off this scale: the curves begin at their first epoch
+        axes.set_xscale("log", nonpositive="mask")  # epoch 0, at x = 0, is off: curves begin at their first epoch
     elif ends:
         axes.set_xlim(0, max(ends) * 1.03)
 

@@ -100,7 +100,7 @@ SCENARIO = Scenario(
     parameters=961,
     epochs=20,
     batch_size=64,
-    newton={"learning_rate": 0.7, "tau": 0.7, "cg_tol": 1e-3, "max_iter": 8},
+    newton={"learning_rate": 0.7, "tau": 0.7, "cg_tol": 1e-3, "max_iter": 8, "max_step": 0.3},
     learning_rates={
         "adam": (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3),
         "sgd": (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3),

@@ -73,7 +73,7 @@ SCENARIO = Scenario(
     parameters=2,
     epochs=10,
     batch_size=32,
-    newton={"learning_rate": 1.0, "tau": 1e-5, "cg_tol": 1e-5, "max_iter": 20},
+    newton={"learning_rate": 0.2, "tau": 1e-5, "cg_tol": 1e-5, "max_iter": 20, "max_step": 100.0},
     learning_rates={
         "adam": (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0),
         "sgd": (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3),

@@ -19,7 +19,14 @@ from . import keras_fit, objective, report
 from .curvature import LinearizedGradient, check_variables, dense
 from .graphs import raw_variable
 from .newton import Step, newton_step
-from .solver import PATHS, check_numbers
+from .parameters import (
+    NO_CURVATURE,
+    NO_OBJECTIVE,
+    RUNS_EAGERLY,
+    check_parameters,
+    checked_learning_rate,
+    refuse_unsupported,
+)
 
 if keras.backend.backend() != "tensorflow":
     raise ImportError(
@@ -84,25 +91,10 @@ class NewtonCG(keras.optimizers.Optimizer):  # type: ignore[misc]
         loss_scale_factor: float | None = None,
         name: str = "newton_cg",
     ) -> None:
-        if tf.is_tensor(tau) or tf.is_tensor(cg_tol):
-            raise ValueError("tau and cg_tol must be Python numbers")
-        check_numbers(tau=tau, cg_tol=cg_tol, max_iter=max_iter)
-        if max_step is not None and not (isinstance(max_step, (int, float)) and 0 < max_step < math.inf):
-            raise ValueError(f"max_step={max_step!r} is not allowed: give a number > 0, or None for no limit")
-        if path not in PATHS:
-            raise ValueError(f"path={path!r} is not known; allowed: {', '.join(map(repr, PATHS))}")
-        if weight_decay:
-            raise ValueError(
-                f"weight_decay={weight_decay!r} is not supported: Newton's step must see the penalty's curvature. "
-                "Use kernel_regularizer=keras.regularizers.L2(...) on the layers"
-            )
-        if gradient_accumulation_steps:
-            raise ValueError(
-                f"gradient_accumulation_steps={gradient_accumulation_steps!r} is not supported: the curvature would be "
-                "that of the last batch alone. Use a larger batch"
-            )
+        check_parameters(tau=tau, cg_tol=cg_tol, max_iter=max_iter, max_step=max_step, path=path)
+        refuse_unsupported(weight_decay=weight_decay, gradient_accumulation_steps=gradient_accumulation_steps)
         super().__init__(
-            _checked_learning_rate(learning_rate),
+            checked_learning_rate(learning_rate),
             clipnorm=clipnorm,
             clipvalue=clipvalue,
             global_clipnorm=global_clipnorm,
@@ -208,11 +200,7 @@ class NewtonCG(keras.optimizers.Optimizer):  # type: ignore[misc]
         gradients = [dense(g) for g in grads]
         linear = LinearizedGradient(gradients, trainable_variables)
         if not linear.has_curvature:
-            raise ValueError(
-                "none of the gradients depends on the variables in this graph, so the Hessian would be zero. Either the "
-                "gradients were computed outside and passed in: compute them in the same tf.function as the step. Or the "
-                "loss is linear in the weights and has no minimum"
-            )
+            raise ValueError(NO_CURVATURE)
         step = newton_step(
             linear,
             clipped=super()._clip_gradients(gradients),
@@ -251,19 +239,12 @@ class NewtonCG(keras.optimizers.Optimizer):  # type: ignore[misc]
     def _objective(self) -> objective.Objective:
         known = objective.current(self)
         if known is None:
-            raise RuntimeError(
-                "This step has no objective: the optimizer was called with gradients only, so it cannot evaluate the "
-                "loss again. Train with fit (after compile(optimizer=...)) or minimize, or set report_loss_after=False"
-            )
+            raise RuntimeError(NO_OBJECTIVE)
         return known
 
     def _refuse_eager(self) -> None:
         if tf.executing_eagerly():
-            raise RuntimeError(
-                "NewtonCG differentiates gradients inside a graph and cannot run eagerly. In fit: compile the model "
-                "without run_eagerly=True (and without tf.config.run_functions_eagerly(True)). In a training loop of "
-                "your own: put the step into a tf.function, or use minimize(loss_fn, variables)"
-            )
+            raise RuntimeError(RUNS_EAGERLY)
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments, for saving."""
@@ -277,20 +258,6 @@ class NewtonCG(keras.optimizers.Optimizer):  # type: ignore[misc]
             path=self.path,
         )
         return config
-
-
-def _checked_learning_rate(learning_rate: Any) -> Any:
-    if isinstance(learning_rate, keras.optimizers.schedules.LearningRateSchedule) or callable(learning_rate):
-        return learning_rate
-    try:
-        value = float(learning_rate)
-    except (TypeError, ValueError):
-        value = math.nan
-    if not math.isfinite(value) or value < 0:
-        raise ValueError(
-            f"learning_rate={learning_rate!r} is not allowed: give a number >= 0 or a LearningRateSchedule"
-        )
-    return value
 
 
 def _zeros_for_none(gradients: Sequence[Any], variables: Sequence[Any]) -> list[Any]:

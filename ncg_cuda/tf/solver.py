@@ -71,8 +71,8 @@ def solve(
         iteration the steepest-descent step scaled by the absolute curvature.
 
     Raises:
-        ValueError: wrong tau, cg_tol, max_iter or path; no tensors; mixed or unsupported dtypes; unknown shapes; a product
-            of other shapes or dtype.
+        ValueError: wrong tau, cg_tol, max_iter or path; no tensors; mixed or unsupported dtypes; unknown shapes; a
+            product of other shapes or dtype.
         RuntimeError: ``path="op"`` where the op cannot be used; the message names the remedy.
     """
     tensors = [tf.convert_to_tensor(t) for t in b]
@@ -123,8 +123,8 @@ def _checked(product: Product, b: list[Any]) -> Product:
         for i, (q, t) in enumerate(zip(out, b, strict=True)):
             if q.dtype != t.dtype or not q.shape.is_compatible_with(t.shape):
                 raise ValueError(
-                    f"the product's tensor {i} has shape {q.shape}, dtype {q.dtype.name}; b[{i}] has shape {t.shape}, dtype "
-                    f"{t.dtype.name}, and both must be the same"
+                    f"the product's tensor {i} has shape {q.shape}, dtype {q.dtype.name}; b[{i}] has shape {t.shape}, "
+                    f"dtype {t.dtype.name}, and both must be the same"
                 )
             q.set_shape(t.shape)
         return out
@@ -148,9 +148,11 @@ def _why_no_op() -> str | None:
         return "this function is compiled by XLA (jit_compile=True), which has no kernel for it"
     try:
         from . import oplib
+
+        loaded = oplib.load() is not None
     except ImportError as error:
-        return f"this installation has no op library ({error})"
-    return None if oplib.load() is not None else str(oplib.why_not())
+        return f"this installation has no native library ({error})"
+    return None if loaded else str(oplib.why_not())
 
 
 _said: set[str] = set()

@@ -16,8 +16,8 @@ ENGINE = "ncg/cuda/engine.cuh"
 FAULTS = {
     "missing barrier after the warps' sums": (
         ENGINE,
-        "      if (lane == 0) warp_sums[m * kWarps + warp] = sum;\n    }\n    __syncthreads();\n    if (threadIdx.x < S) {",
-        "      if (lane == 0) warp_sums[m * kWarps + warp] = sum;\n    }\n    if (threadIdx.x < S) {",
+        "warp_sums[m * kWarps + warp] = sum;\n    }\n    __syncthreads();\n    if (threadIdx.x < S) {",
+        "warp_sums[m * kWarps + warp] = sum;\n    }\n    if (threadIdx.x < S) {",
         "address",
     ),
     "missing barrier before the next chunk": (

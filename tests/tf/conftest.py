@@ -15,7 +15,7 @@ import keras
 def _fresh() -> Iterator[None]:
     keras.utils.set_random_seed(1)
     yield
-    keras.backend.clear_session()
+    keras.backend.clear_session(free_memory=False)
     keras.backend.set_floatx("float32")
     keras.config.set_dtype_policy("float32")
 

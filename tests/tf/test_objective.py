@@ -63,7 +63,7 @@ def test_fit(built: bool) -> None:
     optimizer = Probing(0.1, max_iter=3)
     model.compile(optimizer=optimizer, loss=LOSS)
     for _ in range(3):
-        model.train_on_batch(X, Y)
+        model.fit(X, Y, batch_size=len(X), verbose=0)  # builds the model inside the traced step, if it is not built
         loss, again, mapped, moved, later, after = optimizer.numbers.numpy()
         assert loss == again == mapped == later, "not equal to the last bit"
         assert moved != loss

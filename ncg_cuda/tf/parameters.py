@@ -1,0 +1,68 @@
+"""What NewtonCG accepts, and what it says where it cannot work."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from .solver import PATHS, check_numbers
+
+RUNS_EAGERLY = (
+    "NewtonCG differentiates gradients inside a graph and cannot run eagerly. In fit: compile the model without "
+    "run_eagerly=True (and without tf.config.run_functions_eagerly(True)). In a training loop of your own: put the "
+    "step into a tf.function, or use minimize(loss_fn, variables)"
+)
+
+NO_CURVATURE = (
+    "none of the gradients depends on the variables in this graph, so the Hessian would be zero. Either the gradients "
+    "were computed outside and passed in: compute them in the same tf.function as the step. Or the loss is linear in "
+    "the weights and has no minimum"
+)
+
+NO_OBJECTIVE = (
+    "This step has no objective: the optimizer was called with gradients only, so it cannot evaluate the loss again. "
+    "Train with fit (after compile(optimizer=...)) or minimize, or set report_loss_after=False"
+)
+
+
+def check_parameters(*, tau: Any, cg_tol: Any, max_iter: Any, max_step: Any, path: Any) -> None:
+    """Raise a ValueError for a parameter out of range."""
+    if tf.is_tensor(tau) or tf.is_tensor(cg_tol):
+        raise ValueError(f"tau={tau!r} and cg_tol={cg_tol!r} must be Python numbers")
+    check_numbers(tau=tau, cg_tol=cg_tol, max_iter=max_iter)
+    if max_step is not None and not (isinstance(max_step, (int, float)) and 0 < max_step < math.inf):
+        raise ValueError(f"max_step={max_step!r} is not allowed: give a number > 0, or None for no limit")
+    if path not in PATHS:
+        raise ValueError(f"path={path!r} is not known; allowed: {', '.join(map(repr, PATHS))}")
+
+
+def refuse_unsupported(*, weight_decay: Any, gradient_accumulation_steps: Any) -> None:
+    """Raise a ValueError for what every Keras optimizer has and this one would do wrongly."""
+    if weight_decay:
+        raise ValueError(
+            f"weight_decay={weight_decay!r} is not supported: Newton's step must see the penalty's curvature. "
+            "Use kernel_regularizer=keras.regularizers.L2(...) on the layers"
+        )
+    if gradient_accumulation_steps:
+        raise ValueError(
+            f"gradient_accumulation_steps={gradient_accumulation_steps!r} is not supported: the curvature would be "
+            "that of the last batch alone. Use a larger batch"
+        )
+
+
+def checked_learning_rate(learning_rate: Any) -> Any:
+    """A schedule or callable as it is, a number as a float; raises a ValueError for anything else."""
+    if isinstance(learning_rate, keras.optimizers.schedules.LearningRateSchedule) or callable(learning_rate):
+        return learning_rate
+    try:
+        value = float(learning_rate)
+    except (TypeError, ValueError):
+        value = math.nan
+    if not math.isfinite(value) or value < 0:
+        raise ValueError(
+            f"learning_rate={learning_rate!r} is not allowed: give a number >= 0 or a LearningRateSchedule"
+        )
+    return value
