@@ -26,7 +26,9 @@ from typing import Any
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import numpy as np
 
-VECTORS_MOVED = 9  # pass A reads hp, p; pass B reads x, r, p, hp and writes x, r, p
+from ncg_cuda import ops
+
+VECTORS_MOVED = ops.VECTORS_MOVED["damped_curvature"] + ops.VECTORS_MOVED["cg_update"]
 TAU = 0.1
 
 
@@ -180,9 +182,8 @@ def main() -> int:
     moved = VECTORS_MOVED * 4 * options.n / 1e9
     copy_rate = 2 * 4 * options.n / 1e9 / copy
     ours = seconds["ncg_cuda op"]
-    print(
-        f"CG vector work, n = {options.n:,} float32, {os.cpu_count()} cores ({platform.processor() or platform.machine()})"
-    )
+    machine = f"{os.cpu_count()} cores ({platform.processor() or platform.machine()})"
+    print(f"CG vector work, n = {options.n:,} float32, {machine}")
     print(f"{'':18}{'ms / iteration':>15}{'GB/s':>8}{'% of copy':>11}{'op is faster by':>17}{'error of x':>12}")
     for name, t in seconds.items():
         rate = moved / t

@@ -79,6 +79,16 @@ void bind_operation(py::module_& module, const char* name, [[maybe_unused]] Laun
              py::arg("ticket") = 0, py::arg("stream") = 0);
 }
 
+// name -> (vectors read, vectors written) by one call: what a benchmark counts bytes from
+py::dict traffic() {
+  py::dict vectors;
+#define NCG_TRAFFIC(name, Functor, in_solve) \
+  vectors[#name] = py::make_tuple(int{ncg::Functor<float>::kVectors}, int{ncg::Functor<float>::kWritten});
+  NCG_OPERATIONS(NCG_TRAFFIC)
+#undef NCG_TRAFFIC
+  return vectors;
+}
+
 std::vector<std::string> state_fields() {
   return {
 #define NCG_NAME(name) #name,
@@ -118,6 +128,7 @@ PYBIND11_MODULE(_core, module) {
     return ncg::partials_size(n) + table;
   });
   module.def("state_fields", &state_fields);
+  module.def("traffic", &traffic);
   module.def("cuda_status", &cuda_status);
   module.def("get_num_threads", [] { return num_threads; });
   module.def("set_num_threads", [](int threads) { num_threads = threads; });

@@ -115,8 +115,8 @@ def cg(
         start = operand(xp.ascontiguousarray(x0) if isinstance(x0, xp.ndarray) else x0, "x0")
         if (start.size, start.dtype, start.device) != (like.size, like.dtype, like.device):
             raise ValueError(
-                f"x0: {start.size} elements of {start.dtype} on {start.device}, but b has {like.size} of {like.dtype} on "
-                f"{like.device}; all must be the same"
+                f"x0: {start.size} elements of {start.dtype} on {start.device}, but b has {like.size} of {like.dtype} "
+                f"on {like.device}; all must be the same"
             )
     solve = _Solve(matvec, b, x0, tau, float(cg_tol), int(max_iter), layout)
     solve.run(callback, _BELIEVED[like.dtype] if verify is None else math.inf if verify else 0.0)

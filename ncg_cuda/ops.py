@@ -33,6 +33,9 @@ CHUNK: int = _core.CHUNK
 STATE_FIELDS: tuple[str, ...] = tuple(_core.state_fields())
 """The names of the float64 numbers in a solve's state block."""
 
+VECTORS_MOVED: dict[str, int] = {name: sum(moved) for name, moved in _core.traffic().items()}
+"""Vectors that one call of an operation reads and writes, as its functor declares them."""
+
 _SUMS = 4  # of any operation
 
 

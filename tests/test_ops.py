@@ -124,6 +124,11 @@ def test_workspace_is_reused() -> None:
         ops.damped_curvature(hp[:7], p[:7], workspace=workspace)
 
 
+def test_an_iteration_moves_nine_vectors() -> None:
+    assert ops.VECTORS_MOVED["damped_curvature"] == 2  # reads hp, p
+    assert ops.VECTORS_MOVED["cg_update"] == 7  # reads hp, x, r, p; writes x, r, p
+
+
 def test_weighted_step_with_zero_rate_keeps_the_weights() -> None:
     w, d, g = vectors(3, 1000, np.float32)
     before = w.copy()

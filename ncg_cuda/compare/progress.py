@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Any
 
 from .records import Point, Run
 from .table import spread
+
+
+def _terminal() -> bool:
+    """Whether standard error is a terminal that can show a bar: some, in containers, claim to have no columns or lines."""
+    try:
+        size = os.get_terminal_size(sys.stderr.fileno())
+    except (OSError, ValueError):  # no terminal, or no file at all
+        return False
+    return size.columns >= 40 and size.lines >= 2
 
 
 class Progress:
@@ -16,7 +26,7 @@ class Progress:
         self._label, self._runs, self._quiet = label, runs, quiet
         self._done = 0
         self._bar: Any = None
-        if not quiet and sys.stderr.isatty():
+        if not quiet and _terminal():
             from tqdm import tqdm
 
             self._bar = tqdm(total=runs * epochs, desc=label, unit="epoch", file=sys.stderr, dynamic_ncols=True)

@@ -60,7 +60,7 @@ SCENARIO = Scenario(
     parameters=1922,
     epochs=10,
     batch_size=128,
-    newton={"learning_rate": 0.5, "tau": 0.3, "cg_tol": 1e-3, "max_iter": 2, "max_step": 1.0},
+    newton={"learning_rate": 0.5, "tau": 1.0, "cg_tol": 1e-3, "max_iter": 2, "max_step": 0.3},
     learning_rates={
         "adam": (0.003, 0.01, 0.03, 0.1, 0.3),
         "sgd": (0.01, 0.03, 0.1, 0.3, 1.0),

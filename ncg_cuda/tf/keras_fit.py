@@ -22,7 +22,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from .graphs import graph_chain, raw_variable
+from .graphs import raw_variable
 from .objective import Objective, Values, provide, replaced, withdraw
 
 
@@ -61,7 +61,8 @@ class _Step:
 
     def evaluate(self, values: Values) -> Any:
         """The loss at the values, by repeating train_step up to its loss."""
-        state = [(v, start) for v in self.model.non_trainable_variables if (start := self._start(v)) is not None]
+        # Variables born in this trace are missing, but tf.function throws such a trace away and makes another one.
+        state = [(v, self.before[id(v)]) for v in self.model.non_trainable_variables if id(v) in self.before]
         self.repeating = True
         try:
             with replaced(self.model.trainable_variables, values, state):
@@ -71,20 +72,6 @@ class _Step:
         finally:
             self.repeating = False
         raise RuntimeError("train_step returned without calling compute_loss, although it did so before")
-
-    def _start(self, variable: Any) -> Any | None:
-        """The value before the forward pass: noted, or, for a variable born in this trace, its first read."""
-        if id(variable) in self.before:
-            return self.before[id(variable)]
-        raw = raw_variable(variable)
-        with graph_chain()[0].as_default():
-            handle = tf.convert_to_tensor(raw.handle)
-        for op in graph_chain()[0].get_operations():
-            if op.type == "ReadVariableOp" and op.inputs[0] is handle:
-                return op.outputs[0]
-            if op.type.startswith("Assign") and any(t is handle for t in op.inputs):
-                return None
-        return None
 
 
 _step: ContextVar[_Step | None] = ContextVar("ncg_cuda_step", default=None)

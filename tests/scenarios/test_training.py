@@ -139,9 +139,10 @@ def test_diabetes_reaches_the_least_squares_optimum_in_five_steps() -> None:
 def test_digits_do_not_diverge() -> None:
     scenario = scenarios.get("cnn-digits")
     session = trainer(scenario, "newton-cg")
-    runs = [session.run(seed, float(scenario.newton["learning_rate"]), 5) for seed in range(5)]
+    runs = [session.run(seed, float(scenario.newton["learning_rate"]), scenario.epochs) for seed in range(5)]
     assert not any(run.diverged for run in runs)
-    assert all(run.loss_or_inf() < 0.3 for run in runs)  # guessing: 2.3
+    assert all(run.skipped_steps == run.fallback_steps == 0 for run in runs)
+    assert all(run.loss_or_inf() < 0.4 for run in runs)  # guessing: 2.3
 
 
 def _median_loss(session: Trainer, rate: float, seeds: int) -> tuple[float, list[Run]]:
@@ -150,7 +151,7 @@ def _median_loss(session: Trainer, rate: float, seeds: int) -> tuple[float, list
 
 
 def test_boston_newton_is_below_adam_and_sgd(present: Present) -> None:
-    """After the default 20 epochs, median of five seeds, against the four middle rates of either grid."""
+    """After the default 20 epochs, median of five seeds. The best rate of either grid is among its three largest."""
     scenario = present("reg-bos")
     assert scenario.epochs == 20
     session = trainer(scenario, "newton-cg")
@@ -159,7 +160,7 @@ def test_boston_newton_is_below_adam_and_sgd(present: Present) -> None:
     for optimizer in ("adam", "sgd"):
         rates = scenario.learning_rates[optimizer]
         session = trainer(scenario, optimizer)
-        medians = {rate: _median_loss(session, rate, 5)[0] for rate in rates[len(rates) // 2 - 1 :][:4]}
+        medians = {rate: _median_loss(session, rate, 5)[0] for rate in rates[-3:]}
         best = min(medians, key=lambda rate: medians[rate])
         assert newton < medians[best], f"{optimizer} at {best}"
         assert best not in (min(medians), max(medians)), f"the best of {medians} must lie inside what is tried"
