@@ -19,7 +19,7 @@ _AXES = (
     ("seconds", "training time [s]"),
     ("gradient_equivalents", "gradient equivalents"),
 )
-_LOG_Y_RATIO = 10.0
+_LOG_Y_RATIO = 5.0
 _LOG_X_RATIO = 6.0
 
 
@@ -95,7 +95,8 @@ def _draw_scenario(row: Any, name: str, group: list[Choice]) -> None:
     _scale_y(row[0], [area for _, area in bands])
     row[0].set_title(name, loc="left", fontsize=11, fontweight="bold")
     row[0].set_ylabel("training loss")
-    row[-1].legend(frameon=False, fontsize=9, title="optimizer (learning rate)", title_fontsize=9)
+    if bands:
+        row[-1].legend(frameon=False, fontsize=9, title="optimizer (learning rate)", title_fontsize=9)
 
 
 def _scale_x(axes: Any, key: str, bands: list[Band]) -> None:

@@ -11,7 +11,7 @@ from .table import spread
 
 
 def _terminal() -> bool:
-    """Whether standard error is a terminal that can show a bar: some, in containers, claim to have no columns or lines."""
+    """Whether standard error is a terminal that can show a bar: in containers, some claim to have no columns."""
     try:
         size = os.get_terminal_size(sys.stderr.fileno())
     except (OSError, ValueError):  # no terminal, or no file at all

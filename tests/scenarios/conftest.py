@@ -21,7 +21,7 @@ def present() -> Callable[[str], Scenario]:
     def get(name: str) -> Scenario:
         scenario = scenarios.get(name)
         if not scenario.present():
-            pytest.skip(f"{name}: {scenario.locate()}")
+            pytest.skip(f"{name}: {scenario.locate().split('. ')[0]}")
         return scenario
 
     return get
@@ -35,7 +35,7 @@ def copy(
     scenario, file = scenarios.get(request.param), FILES[request.param]
     original = file.find()
     if original is None:
-        pytest.skip(f"{request.param}: {scenario.locate()}")
+        pytest.skip(f"{request.param}: {scenario.locate().split('. ')[0]}")
     path = tmp_path / file.folder / file.name
     path.parent.mkdir()
     shutil.copyfile(original, path)
