@@ -46,8 +46,7 @@ SCENARIO = Scenario(
     title="small CNN with batch normalisation, 1797 handwritten digits of 8x8 pixels",
     source=(
         "scikit-learn's digits set (Alpaydin and Kaynak, Optical Recognition of Handwritten Digits, 1998); pixels "
-        "scaled "
-        "to [0, 1]; fixed split"
+        "scaled to [0, 1]; fixed split"
     ),
     load=load,
     locate=locate_sklearn,

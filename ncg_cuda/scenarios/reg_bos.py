@@ -17,10 +17,9 @@ FILE = DataFile(
     ),
     rows=506,
     obtain=(
-        "It is the table of Harrison and Rubinfeld (1978) with a header line: 506 rows, the columns CRIM to LSTAT and "
-        "MEDV, "
-        "missing cells marked NA. Without the file, Keras downloads its own copy (506 complete rows) where there is a "
-        "network."
+        "It is the table of Harrison and Rubinfeld (1978) with a header line: 506 rows, the columns CRIM to LSTAT "
+        "and MEDV, missing cells marked NA. Without the file, Keras downloads its own copy (506 complete rows) "
+        "where there is a network."
     ),
 )
 
@@ -28,10 +27,9 @@ FILE = DataFile(
 def load() -> Dataset:
     """13 attributes x ``[n, 13]``, median value of homes (1000 $) y ``[n, 1]``, both standardised.
 
-    Of the file's 506 rows the 112 with a missing cell are dropped (394 remain); nothing is imputed. Without the file
-    the
-    Keras copy of the same table is taken, which has all 506 rows: results of the two are not comparable, and ``origin``
-    says which one it was.
+    Of the file's 506 rows the 112 with a missing cell are dropped (394 remain); nothing is imputed. Without the file,
+    the Keras copy of the same table is taken, which has all 506 rows: results of the two are not comparable, and
+    ``origin`` says which one it was.
     """
     path = FILE.find()
     if path is None:
@@ -84,10 +82,8 @@ SCENARIO = Scenario(
     title="two-layer network (13-64-1, tanh), Boston housing prices",
     source=(
         "HousingData.csv (file to be provided; else the Keras download, 506 complete rows: 405 + 101); Harrison and "
-        "Rubinfeld "
-        "1978; 112 of 506 rows have a missing cell and are dropped; inputs and target standardised by the training "
-        "part; "
-        "fixed split"
+        "Rubinfeld 1978; 112 of 506 rows have a missing cell and are dropped; inputs and target standardised by the "
+        "training part; fixed split"
     ),
     load=load,
     locate=locate,

@@ -36,8 +36,8 @@ SCENARIO = Scenario(
     name="reg-diabetes",
     title="linear regression, disease progression of 442 diabetes patients from 10 measurements",
     source=(
-        "scikit-learn's diabetes set (Efron et al., Least Angle Regression, 2004); no missing cells; inputs and target "
-        "standardised by the training part; fixed split"
+        "scikit-learn's diabetes set (Efron et al., Least Angle Regression, 2004); no missing cells; inputs and "
+        "target standardised by the training part; fixed split"
     ),
     load=load,
     locate=locate_sklearn,

@@ -58,9 +58,8 @@ SCENARIO = Scenario(
     name="reg-lif",
     title="linear regression, life expectancy of 190 countries from their birth rate",
     source=(
-        "birth_rate.csv, World Bank 2010 (file to be provided); no missing cells; input and target standardised by the "
-        "training "
-        "part; fixed split"
+        "birth_rate.csv, World Bank 2010 (file to be provided); no missing cells; input and target standardised by "
+        "the training part; fixed split"
     ),
     load=load,
     locate=locate,
