@@ -49,6 +49,8 @@ test: $(VENV)/.built
 	$(BIN)/python -m pytest
 
 check-native: $(VENV)/.built
+	$(BIN)/python .ci/requirements.py native > $(VENV)/native.txt
+	$(BIN)/python -m pip install --quiet -r $(VENV)/native.txt
 	$(BIN)/python -m pytest -m native tests/native
 
 lint: $(VENV)/.built

@@ -98,12 +98,14 @@ void check(const char* name, const char* (*launch)(ncg::Dtype, const ncg::Call*)
     }
   }
   const Exact op = Exact::from_params(params);
-  double sums[ncg::kMaxSums] = {};
+  long double sums[ncg::kMaxSums] = {};  // a plain float64 sum would be the less exact of the two
   double scale = 1e-300;
   for (std::int64_t i = 0; i < n; ++i) {
     double v[K];
     for (int k = 0; k < K; ++k) scale += exact[k][i] * exact[k][i], v[k] = exact[k][i];
-    op(v, sums);
+    double terms[ncg::kMaxSums] = {};
+    op(v, terms);
+    for (int m = 0; m < Op::kSums; ++m) sums[m] += terms[m];
     for (int k = K - Op::kWritten; k < K; ++k) exact[k][i] = v[k];
     for (int k = 0; k < K; ++k) scale += v[k] * v[k];
   }
@@ -131,7 +133,7 @@ void check(const char* name, const char* (*launch)(ncg::Dtype, const ncg::Call*)
   expect(error == nullptr, what + ": " + (error != nullptr ? error : ""));
   const double eps = sizeof(T) == 4 ? 1.2e-7 : 2.3e-16;
   for (int m = 0; m < Op::kSums; ++m) {
-    expect(std::fabs(out[m] - sums[m]) <= 8 * eps * scale,
+    expect(std::fabs(out[m] - static_cast<double>(sums[m])) <= 8 * eps * scale,
            what + ": sum " + std::to_string(m) + " is " + std::to_string(out[m]) + ", not " + std::to_string(sums[m]));
   }
   for (int k = K - Op::kWritten; k < K; ++k) {

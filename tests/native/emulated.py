@@ -9,7 +9,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 CSRC = HERE.parents[1] / "csrc"
-COMMON = ["-std=c++17", "-O1", "-g1", "-ffp-contract=fast", "-Wno-unknown-pragmas", "-Wno-psabi", "-DNCG_MAX_BLOCKS=5"]
+COMMON = ["-std=c++17", "-O1", "-g1", "-ffp-contract=fast", "-Wno-unknown-pragmas", "-Wno-psabi", "-DNCG_MAX_BLOCKS=2"]
 ENGINE = "ncg/cuda/engine.cuh"
 
 # name: (file, text as it stands, text with the fault, sanitizer that must see it)
