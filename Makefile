@@ -2,7 +2,7 @@
 #
 #   make demo    train two scenarios with Newton-CG, Adam and SGD; results in out/demo
 #   make test    the tests
-#   make check-native  the CUDA engine on the CPU, under sanitizers, and with seeded faults (about 15 minutes)
+#   make check-native  the CUDA engine on the CPU, under sanitizers, and with seeded faults (about 5 minutes)
 #   make lint    ruff, mypy, clang-format
 #   make bench   the vector work of CG against TensorFlow graph code and NumPy
 #   make build   build the native core and the TensorFlow op again
