@@ -1,6 +1,6 @@
 """The vector work of one CG iteration: the custom op against plain TensorFlow graph code, XLA and NumPy, in one run.
 
-    python bench/vector_work.py            # n = 25,000,000, about two minutes, 3 GB
+    python bench/vector_work.py            # n = 25,000,000, about half a minute, 3 GB
     python bench/vector_work.py --n 1000000 --json out/vector_work.json
 
 Every contender makes the same CG iterations, with products H·p that were computed before (so no product is timed) and

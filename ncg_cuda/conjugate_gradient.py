@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -90,7 +91,7 @@ def cg(
         - CONVERGED, MAX_ITER;
         - NEGATIVE_CURVATURE: a direction with p·(H + tau I)p <= 0 was met; x is the last iterate before it, or, in the
           first iteration, the steepest-descent step x0 + (r·r / |p·q|) r;
-        - BREAKDOWN: NaN or Inf in b, x0 or a product, or overflow; x is the last finite iterate;
+        - BREAKDOWN: NaN or Inf in b, x0 or a product, or overflow; x is the last finite iterate (at once: x0 as it is);
         - STAGNATED: the recursion claims a residual that one product refutes, and iterating on does not help.
 
     Raises:
@@ -101,11 +102,20 @@ def cg(
     2016); T. Chen and E. Carson, "Predict-and-recompute conjugate gradient variants" (SISC 2020).
     """
     tau = ops.check_tau(tau)
+    if not callable(matvec):
+        raise TypeError(f"matvec: got {type(matvec).__name__}; give a function, for a matrix h: lambda p: h @ p")
+    if callback is not None and not callable(callback):
+        raise TypeError(f"callback: got {type(callback).__name__}; give a function of (iteration, x, residual_norm)")
+    if layout is not None and not isinstance(layout, Layout):
+        raise TypeError(f"layout: got {type(layout).__name__}; give an ncg_cuda.Layout")
+    if not isinstance(cg_tol, Real) or not isinstance(max_iter, Real):
+        raise TypeError(f"cg_tol, max_iter: got {cg_tol!r} and {max_iter!r}; give numbers")
+    cg_tol = float(cg_tol)
     if not (math.isfinite(cg_tol) and cg_tol >= 0):
         raise ValueError(
             f"cg_tol: {cg_tol}; the tolerance must be a finite number >= 0 (it is relative to the norm of b)"
         )
-    if int(max_iter) != max_iter or max_iter < 1:
+    if not (max_iter >= 1 and math.isfinite(max_iter) and int(max_iter) == max_iter):
         raise ValueError(f"max_iter: {max_iter}; at least one iteration is needed")
     xp = namespace_of(b)
     if isinstance(b, xp.ndarray) and not b.flags.c_contiguous:
@@ -195,10 +205,12 @@ class _Solve:
             return 1.0
         if not (math.isfinite(peak) and peak > 0):
             return 1.0  # b = 0, or not finite: nothing that a scale would mend
-        return 2.0 ** -math.frexp(peak)[1]
+        # neither the scale nor its inverse may leave the range of normal numbers
+        limit = int(np.finfo(self.b.dtype).maxexp) - 2
+        return math.ldexp(1.0, max(-limit, min(limit, -math.frexp(peak)[1])))
 
     def _product(self, p: Any) -> Any:
-        """H·p, checked, and copied where it shares memory with a vector that pass B writes."""
+        """H·p, checked."""
         view = p.view()
         if isinstance(view, np.ndarray):
             view.flags.writeable = False
@@ -207,7 +219,7 @@ class _Solve:
         if isinstance(hp, (list, tuple)):
             if self.layout is None:
                 raise TypeError("matvec: returned a sequence of arrays; give cg(..., layout=Layout(shapes)) for that")
-            return hp
+            return [self._apart(part, p) for part in self.layout.checked(hp, "matvec")]
         if not isinstance(hp, self.xp.ndarray):
             raise TypeError(
                 f"matvec: returned {type(hp).__name__}; it must return an array like b ({type(p).__name__})"
@@ -220,11 +232,14 @@ class _Solve:
             raise ValueError(
                 f"matvec: returned shape {tuple(hp.shape)}, but b has {tuple(p.shape)}; they must be the same"
             )
-        hp = self.xp.ascontiguousarray(hp)
+        return self._apart(self.xp.ascontiguousarray(hp), p)
+
+    def _apart(self, hp: Any, p: Any) -> Any:
+        """The product, copied where it shares memory with a vector that pass B writes."""
+        if hp.size == 0:
+            return hp
         described = operand(hp, "matvec's product")
-        if any(described.overlaps(operand(v, "")) for v in (self.x, self.r, p)):
-            hp = hp.copy()
-        return hp
+        return hp.copy() if any(described.overlaps(operand(v, "")) for v in (self.x, self.r, p)) else hp
 
     def _flat(self, hp: Any) -> Any:
         """A product as one array like b."""
@@ -245,8 +260,11 @@ class _Solve:
             stop = self._poll()
             if callback is not None and self.state["iteration"] > before:
                 callback(int(self.state["iteration"]), self._unscaled(), math.sqrt(self.state["rr"]) / self.scale)
-            if stop is StopReason.CONVERGED and self.state["rr"] < believed**2 * self.state["bb"]:
-                stop, refuted = self._verify(refuted)
+            if stop is StopReason.CONVERGED:
+                if self.state["rr"] < believed**2 * self.state["bb"]:
+                    stop, refuted = self._verify(refuted)
+                elif not self._reached(self.state["rr"]):  # at rounding level, and more was asked for
+                    self._set(stop=float(StopReason.STAGNATED))
 
     def _verify(self, refuted: float) -> tuple[StopReason, float]:
         """One product says whether the claim holds. If not, the true residual goes into the recursion (p keeps its
@@ -255,17 +273,26 @@ class _Solve:
         true = self.b - self._flat(self._product(self.x)) - self.b.dtype.type(self.tau) * self.x
         rr = float(ops.dots(true, true)[0])
         self.verified, self.residual_norm = True, math.sqrt(rr) if rr >= 0 else math.nan
-        if rr <= self.state["tol_rr"]:
-            self._set(rr=rr)
-            return StopReason.CONVERGED, refuted
-        if not rr < 0.25 * refuted or self.state["iteration"] >= self.max_iter:
-            self._set(rr=rr, stop=float(StopReason.STAGNATED))
-            return StopReason.STAGNATED, refuted
+        verdict = StopReason.STAGNATED
+        if not math.isfinite(rr):
+            verdict = StopReason.BREAKDOWN
+        elif self._reached(rr):
+            verdict = StopReason.CONVERGED
+        elif self.state["iteration"] >= self.max_iter:
+            verdict = StopReason.MAX_ITER
+        elif rr < 0.25 * refuted:
+            verdict = StopReason.RUNNING
+        self._set(rr=rr, stop=float(verdict))
+        if verdict is not StopReason.RUNNING:
+            return verdict, refuted
         self.p += true - self.r
         self.r = true
-        self._set(rr=rr, stop=0.0)
         self.verified, self.residual_norm = False, None
         return StopReason.RUNNING, rr
+
+    def _reached(self, rr: float) -> bool:
+        """Whether a residual is what the caller asked for."""
+        return rr <= self.cg_tol**2 * self.state["bb"]
 
     def _unscaled(self) -> Any:
         return self.x if self.scale == 1.0 else self.x * self.b.dtype.type(1.0 / self.scale)
@@ -273,8 +300,14 @@ class _Solve:
     def result(self) -> CGResult:
         s = self.state
         residual = math.sqrt(s["rr"]) if self.residual_norm is None else self.residual_norm
+        with np.errstate(over="ignore"):
+            x = self._unscaled()
+        if self.scale != 1.0 and not bool(self.xp.isfinite(x).all()):
+            s = {**s, "stop": float(StopReason.BREAKDOWN)}  # the solution is beyond the largest number of its dtype
+            x = self.xp.zeros_like(x) if self.x0 is None else self.xp.array(self.x0 / self.b.dtype.type(self.scale))
+            residual = math.nan
         return CGResult(
-            x=self._unscaled(),
+            x=x,
             iterations=int(s["iteration"]),
             residual_norm=residual / self.scale,
             rhs_norm=math.sqrt(s["bb"]) / self.scale,

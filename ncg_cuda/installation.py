@@ -48,7 +48,7 @@ def _cuda() -> Backend:
 
     version, devices, why = _core.cuda_status()
     if version is None:
-        return Backend(False, f"{why}; install nvcc and reinstall ncg_cuda with -C cmake.define.NCG_CUDA=ON")
+        return Backend(False, f"{why}; install nvcc and build again: pip install -C cmake.define.NCG_CUDA=ON .")
     if devices == 0:
         return Backend(False, f"kernels built with CUDA {version}, but no usable GPU: {why}")
     return Backend(True, f"kernels built with CUDA {version}, {devices} GPU(s)")
@@ -63,7 +63,7 @@ def _installed(module: str) -> bool:
 
 def _cupy() -> Backend:
     if not _installed("cupy"):
-        return Backend(False, "CuPy is not installed; pip install ncg_cuda[cuda13] (or [cuda12]) for arrays on a GPU")
+        return Backend(False, "CuPy is not installed; pip install cupy-cuda13x (or cupy-cuda12x) for arrays on a GPU")
     try:
         import cupy
 
@@ -77,7 +77,7 @@ def _cupy() -> Backend:
 
 def _tensorflow_op(load: bool) -> Backend:
     if not _installed("tensorflow"):
-        return Backend(False, "TensorFlow is not installed; pip install ncg_cuda[tensorflow] (or [tensorflow-cpu])")
+        return Backend(False, "TensorFlow is not installed; pip install tensorflow (or tensorflow-cpu)")
     if load:
         try:
             from .tf import oplib
@@ -94,11 +94,26 @@ def _tensorflow_op(load: bool) -> Backend:
     found = [re.search(r"-(\d+\.\d+)\.so$", p.name) for p in Path(_core.__file__).parent.glob("libncg_tf-*.so")]
     versions = sorted(match[1] for match in found if match)
     if not versions:
-        return Backend(False, "the op library was not built; reinstall ncg_cuda with --no-build-isolation")
+        return Backend(False, "the op library was not built; build it: pip install --no-build-isolation .")
+    running = _tensorflow_version()
+    if running and running not in versions:
+        return Backend(False, f"the op library is built for TensorFlow {', '.join(versions)}, not {running}")
     return Backend(True, f"op library for TensorFlow {', '.join(versions)} (found, not loaded)")
+
+
+def _tensorflow_version() -> str:
+    """The minor version of the TensorFlow that is installed, from its metadata; empty where that is not clear."""
+    from importlib import metadata
+
+    for name in ("tensorflow", "tensorflow-cpu", "tensorflow-gpu", "tf-nightly"):
+        try:
+            return ".".join(metadata.version(name).split(".")[:2])
+        except metadata.PackageNotFoundError:
+            continue
+    return ""
 
 
 def _mpi() -> Backend:
     if not _installed("mpi4py"):
-        return Backend(False, "mpi4py is not installed; pip install ncg_cuda[mpi]")
+        return Backend(False, "mpi4py is not installed; pip install mpi4py")
     return Backend(True, "mpi4py is installed")

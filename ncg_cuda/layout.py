@@ -50,11 +50,7 @@ class Layout:
 
     def pack(self, tensors: Sequence[Any], out: Any = None) -> Any:
         """Copy the tensors into one flat vector (a new one, zero in the padding, unless ``out`` is given)."""
-        if len(tensors) != len(self.shapes):
-            raise ValueError(f"Layout.pack: {len(tensors)} tensors given; this layout has {len(self.shapes)}")
-        for i, (tensor, shape) in enumerate(zip(tensors, self.shapes, strict=True)):
-            if tuple(tensor.shape) != shape:
-                raise ValueError(f"Layout.pack: tensor {i} has shape {tuple(tensor.shape)}; this layout has {shape}")
+        tensors = self.checked(tensors, "Layout.pack")
         if out is None:
             first = tensors[0] if tensors else np.zeros(0)
             from .arrays import namespace_of
@@ -63,6 +59,15 @@ class Layout:
         for view, tensor in zip(self.views(out), tensors, strict=True):
             view[...] = tensor
         return out
+
+    def checked(self, tensors: Sequence[Any], who: str) -> Sequence[Any]:
+        """The tensors; raises a ValueError in the name of ``who`` unless their number and shapes are the layout's."""
+        if len(tensors) != len(self.shapes):
+            raise ValueError(f"{who}: {len(tensors)} tensors given; this layout has {len(self.shapes)}")
+        for i, (tensor, shape) in enumerate(zip(tensors, self.shapes, strict=True)):
+            if tuple(tensor.shape) != shape:
+                raise ValueError(f"{who}: tensor {i} has shape {tuple(tensor.shape)}; this layout has {shape}")
+        return tensors
 
     def __repr__(self) -> str:
         return f"Layout({len(self.shapes)} tensors, {int(self.lengths.sum())} elements, {self.size} with padding)"

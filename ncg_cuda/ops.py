@@ -17,7 +17,9 @@ that is not contiguous, a read-only output, and an output that overlaps another 
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -35,6 +37,9 @@ STATE_FIELDS: tuple[str, ...] = tuple(_core.state_fields())
 
 VECTORS_MOVED: dict[str, int] = {name: sum(moved) for name, moved in _core.traffic().items()}
 """Vectors that one call of an operation reads and writes, as its functor declares them."""
+
+# A forked child inherits OpenMP's state but none of its threads, and would wait for them for ever.
+os.register_at_fork(after_in_child=lambda: _core.set_num_threads(1))
 
 _SUMS = 4  # of any operation
 
@@ -178,6 +183,8 @@ def check_tau(tau: float) -> float:
         ValueError: negative, infinite or NaN.
         TypeError: not a number.
     """
+    if not isinstance(tau, Real):
+        raise TypeError(f"tau: got {tau!r}; give a number")
     value = float(tau)
     if not (math.isfinite(value) and value >= 0):
         raise ValueError(f"tau: {tau}; the damping must be a finite number >= 0")

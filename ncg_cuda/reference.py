@@ -93,7 +93,8 @@ class State:
 
     def begin(self, rr: float, bb: float, *, cg_tol: float) -> None:
         """Start with the residual's r·r and b·b; stops at once where there is nothing to do."""
-        self.rr, self.tol_rr = rr, cg_tol * cg_tol * bb
+        # below eps |b| a recursive residual is rounding, and the solve would run away on it
+        self.rr, self.tol_rr = rr, max(cg_tol, self.eps) ** 2 * bb
         if not (np.isfinite(rr) and np.isfinite(bb)):
             self.stop = StopReason.BREAKDOWN
         elif rr <= self.tol_rr:

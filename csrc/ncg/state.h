@@ -33,7 +33,7 @@ enum class StopReason : int {
   X(iteration)    /* finished iterations */                                                        \
   X(rr)           /* r.r, recomputed by pass B */                                                  \
   X(bb)           /* b.b */                                                                        \
-  X(tol_rr)       /* cg_tol^2 bb */                                                                \
+  X(tol_rr)       /* max(cg_tol, eps)^2 bb */                                                                \
   X(pq)           /* of the last pass A, as are qq and pp */                                       \
   X(qq)                                                                                            \
   X(pp)                                                                                            \
@@ -70,7 +70,9 @@ NCG_HD bool is_finite(double v) { return v - v == 0.0; }
 NCG_HD void begin(CgState& s, double rr, double bb) {
   s.rr = s.rr_first = rr;
   s.bb = bb;
-  s.tol_rr = s.cg_tol * s.cg_tol * bb;
+  // A recursive residual below eps |b| is rounding: going on, its directions nearly cancel and the solve runs away.
+  const double tol = s.cg_tol > s.eps ? s.cg_tol : s.eps;
+  s.tol_rr = tol * tol * bb;
   if (!is_finite(rr) || !is_finite(bb)) {
     s.stop = as_double(StopReason::kBreakdown);
   } else if (rr <= s.tol_rr) {

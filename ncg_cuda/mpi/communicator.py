@@ -32,7 +32,7 @@ class Communicator:
             except ImportError as error:
                 if any(os.environ.get(name, "1") not in ("0", "1") for name in _LAUNCHED):
                     raise RuntimeError(
-                        f"started by an MPI launcher, but mpi4py does not import ({error}); pip install ncg_cuda[mpi]"
+                        f"started by an MPI launcher, but mpi4py does not import ({error}); pip install mpi4py"
                     ) from error
                 return
             comm = MPI.COMM_WORLD
@@ -60,7 +60,7 @@ class Communicator:
         return 0 if self._comm is None else self._local_rank
 
     def allreduce_sum(self, vector: Any) -> None:
-        """Replace the vector by its sum over all ranks, the same bits on every rank.
+        """Replace the vector by its sum over all ranks.
 
         Args:
             vector: C-contiguous, writeable NumPy array of float32 or float64, of the same size on every rank.

@@ -29,7 +29,17 @@ __all__ = ["HessianOperator", "NewtonCG", "Objective", "StepReport", "exact_mome
 
 def __getattr__(name: str) -> Any:
     if name in _ATTRIBUTES:
-        value = getattr(import_module(f"{__name__}.{_ATTRIBUTES[name]}"), name)
+        try:
+            module = import_module(f"{__name__}.{_ATTRIBUTES[name]}")
+        except ModuleNotFoundError as error:
+            if error.name not in ("tensorflow", "keras"):
+                raise
+            raise ModuleNotFoundError(
+                f"ncg_cuda.tf.{name} needs TensorFlow and Keras, but {error.name} is not installed: "
+                "pip install tensorflow (or tensorflow-cpu)",
+                name=error.name,
+            ) from error
+        value = getattr(module, name)
         globals()[name] = value
         return value
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

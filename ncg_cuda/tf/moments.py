@@ -71,8 +71,9 @@ def find_stops(ops: Iterable[Any]) -> list[Any]:
         raise ValueError(
             "A normalization layer (or tf.nn.moments) is computed inside a nested function "
             f"({shown}), where the second derivative of TensorFlow's moments is wrong and cannot be corrected from "
-            "outside. Build and train (or differentiate) the model inside `with ncg_cuda.tf.exact_moments():`, or move "
-            "the layer out of the inner tf.function, tf.cond or loop."
+            "outside. For Keras layers: build and train (or differentiate) the model inside "
+            "`with ncg_cuda.tf.exact_moments():`. For tf.nn.moments: compute mean(x) and mean((x - mean(x))**2) "
+            "instead. Or move it out of the inner tf.function, tf.cond or loop."
         )
     return [op for op in ops if op.type == "StopGradient" and _is_moments_stop(op)]
 

@@ -9,6 +9,7 @@ from typing import Any
 import tensorflow as tf
 
 from .curvature import LinearizedGradient
+from .scaling import dot, power_of_two, times
 from .solver import solve
 
 FEASIBLE = 1e-6
@@ -53,41 +54,44 @@ def newton_step(
     gradients = linear.gradients
     b = [-g for g in clipped]
     direction, report = solve(linear.product, b, tau=tau, cg_tol=cg_tol, max_iter=max_iter, path=path)
-    gg, gd, dd = _dot(gradients, gradients), _dot(gradients, direction), _dot(direction, direction)
 
-    sound = tf.math.is_finite(gg) & tf.math.is_finite(report.rhs_norm)
-    sound &= tf.math.is_finite(tf.cast(learning_rate, tf.float64))
+    # Sums of squares of vectors near 1, so that a loss of any scale is judged alike.
+    g_scale, d_scale = power_of_two(gradients), power_of_two(direction)
+    g_unit, d_unit = times(gradients, g_scale), times(direction, d_scale)
+    gg, gd, dd = dot(g_unit, g_unit), dot(g_unit, d_unit), dot(d_unit, d_unit)
+    gradient_norm = tf.sqrt(gg) / g_scale
+
+    rate = tf.cast(learning_rate, tf.float64)
+    sound = tf.math.is_finite(gg) & tf.math.is_finite(report.rhs_norm) & tf.math.is_finite(rate)
     # d = 0 with g != 0 comes from a first product that was not finite: as useless as an ascent direction.
     feasible = tf.math.is_finite(gd) & tf.math.is_finite(dd) & ((dd > 0) | tf.equal(gg, 0))
     feasible &= gd <= -FEASIBLE * tf.sqrt(gg) * tf.sqrt(dd)
-    fallback = sound & ~feasible
+    slope_of_b = -dot(g_unit, times(clipped, g_scale)) / g_scale / g_scale
 
-    direction = [tf.where(feasible, d, s) for d, s in zip(direction, b, strict=True)]
-    direction = [tf.where(sound, d, tf.zeros_like(d)) for d in direction]
+    zero, one = tf.zeros((), tf.float64), tf.ones((), tf.float64)
+    norm = tf.where(feasible, tf.sqrt(dd) / d_scale, report.rhs_norm)
+    factor = one
     if max_step is not None:
-        length = tf.sqrt(_dot(direction, direction)) * tf.abs(tf.cast(learning_rate, tf.float64))
-        scale = tf.minimum(tf.ones((), tf.float64), tf.math.divide_no_nan(tf.constant(max_step, tf.float64), length))
-        scale = tf.where(length > max_step, scale, tf.ones((), tf.float64))
-        direction = [d * tf.cast(scale, d.dtype) for d in direction]
+        length = norm * tf.abs(rate)
+        factor = tf.where(length > max_step, tf.math.divide_no_nan(tf.constant(max_step, tf.float64), length), one)
+    factor = tf.where(sound, factor, zero)
+    # no_nan: a skipped step is zero, whatever the direction holds
+    chosen = [tf.where(feasible, d, s) for d, s in zip(direction, b, strict=True)]
     return Step(
-        direction,
+        [tf.math.multiply_no_nan(d, tf.cast(factor, d.dtype)) for d in chosen],
         {
             "iterations": report.iterations,
-            "products": report.iterations if report.products is None else report.products,
+            "products": report.products,
             "stop_reason": report.stop_reason,
             "residual_norm": report.residual_norm,
             "rhs_norm": report.rhs_norm,
             "curvature": report.curvature,
             "drift": report.drift,
-            "gradient_norm": tf.sqrt(gg),
-            "direction_norm": tf.sqrt(_dot(direction, direction)),
-            "slope": tf.where(sound, _dot(gradients, direction), tf.zeros((), tf.float64)),
-            "fallback": fallback,
+            "gradient_norm": gradient_norm,
+            "direction_norm": tf.math.multiply_no_nan(norm, factor),
+            "slope": tf.math.multiply_no_nan(tf.where(feasible, gd / g_scale / d_scale, slope_of_b), factor),
+            "fallback": sound & ~feasible,
             "skipped": ~sound,
             "learning_rate": learning_rate,
         },
     )
-
-
-def _dot(a: Sequence[Any], b: Sequence[Any]) -> Any:
-    return tf.add_n([tf.cast(tf.reduce_sum(x * y), tf.float64) for x, y in zip(a, b, strict=True)])

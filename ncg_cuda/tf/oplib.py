@@ -13,7 +13,7 @@ from typing import Any
 
 import tensorflow as tf
 
-REBUILD = "pip install --no-build-isolation --no-deps --force-reinstall ncg_cuda (in a checkout: make build)"
+REBUILD = "pip install --no-build-isolation --no-deps --force-reinstall . (in the source directory of ncg_cuda)"
 """The one command that builds the op for the TensorFlow that is installed now."""
 
 _NAME = re.compile(r"^libncg_tf-(\d+\.\d+)\.so$")

@@ -104,16 +104,24 @@ class NewtonCG(keras.optimizers.Optimizer):  # type: ignore[misc]
             loss_scale_factor=loss_scale_factor,
             name=name,
         )
-        self._tau, self.cg_tol, self.max_iter = float(tau), float(cg_tol), max_iter
-        self.max_step = None if max_step is None else float(max_step)
-        self.report_loss_after, self.path = bool(report_loss_after), path
+        self._settings: dict[str, Any] = {
+            "tau": float(tau),
+            "cg_tol": float(cg_tol),
+            "max_iter": int(max_iter),
+            "max_step": None if max_step is None else float(max_step),
+            "report_loss_after": bool(report_loss_after),
+            "path": path,
+        }
         self._report = self.add_variable(shape=(len(report.FIELDS),), dtype="float64", name="step_report")
         self._traced: dict[Any, Any] = {}
 
-    @property
-    def tau(self) -> float:
-        """The damping; fixed, because traced training functions hold it. For another one make a new optimizer."""
-        return self._tau
+    # Fixed, because traced training functions hold them: for other settings make a new optimizer.
+    tau = property(lambda self: self._settings["tau"], doc="The damping.")
+    cg_tol = property(lambda self: self._settings["cg_tol"], doc="The relative tolerance of CG.")
+    max_iter = property(lambda self: self._settings["max_iter"], doc="The most CG iterations per step.")
+    max_step = property(lambda self: self._settings["max_step"], doc="The limit on the length of a step, or None.")
+    report_loss_after = property(lambda self: self._settings["report_loss_after"], doc="Whether to evaluate it.")
+    path = property(lambda self: self._settings["path"], doc="Which implementation of CG is asked for.")
 
     @property
     def last_step(self) -> report.StepReport | None:
@@ -205,7 +213,7 @@ class NewtonCG(keras.optimizers.Optimizer):  # type: ignore[misc]
             linear,
             clipped=super()._clip_gradients(gradients),
             learning_rate=self.learning_rate,
-            tau=self._tau,
+            tau=self.tau,
             cg_tol=self.cg_tol,
             max_iter=self.max_iter,
             max_step=self.max_step,
@@ -249,14 +257,7 @@ class NewtonCG(keras.optimizers.Optimizer):  # type: ignore[misc]
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments, for saving."""
         config: dict[str, Any] = super().get_config()
-        config.update(
-            tau=self._tau,
-            cg_tol=self.cg_tol,
-            max_iter=self.max_iter,
-            max_step=self.max_step,
-            report_loss_after=self.report_loss_after,
-            path=self.path,
-        )
+        config.update(self._settings)
         return config
 
 

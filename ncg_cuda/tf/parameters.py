@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from numbers import Real
 from typing import Any
 
 import keras
@@ -33,7 +34,7 @@ def check_parameters(*, tau: Any, cg_tol: Any, max_iter: Any, max_step: Any, pat
     if tf.is_tensor(tau) or tf.is_tensor(cg_tol):
         raise ValueError(f"tau={tau!r} and cg_tol={cg_tol!r} must be Python numbers")
     check_numbers(tau=tau, cg_tol=cg_tol, max_iter=max_iter)
-    if max_step is not None and not (isinstance(max_step, (int, float)) and 0 < max_step < math.inf):
+    if max_step is not None and not (isinstance(max_step, Real) and 0 < float(max_step) < math.inf):
         raise ValueError(f"max_step={max_step!r} is not allowed: give a number > 0, or None for no limit")
     if path not in PATHS:
         raise ValueError(f"path={path!r} is not known; allowed: {', '.join(map(repr, PATHS))}")

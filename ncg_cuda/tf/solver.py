@@ -10,12 +10,14 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from numbers import Integral, Real
 from typing import Any
 
 import tensorflow as tf
 
 from .graphs import in_xla
+from .scaling import power_of_two, times
 
 logger = logging.getLogger("ncg_cuda")
 
@@ -42,8 +44,8 @@ class Report:
     drift: Any
     """float64: the largest relative difference between predicted and recomputed r·r. Rounding-sized, unless the product
     is not symmetric or not constant."""
-    products: Any = None
-    """int32: products with H made, which may be one more than the iterations; None where the path does not count."""
+    products: Any
+    """int32: products with H made, which may be one more than the iterations."""
 
 
 def solve(
@@ -79,19 +81,29 @@ def solve(
     _check(tensors, tau, cg_tol, max_iter, path)
     product = _checked(product, tensors)
     tau, cg_tol = _float64(tau), _float64(cg_tol)
+    run = _choose(path)
+    # On a right-hand side near 1: squares of float32 numbers below 1e-19 vanish, and above 1e19 they overflow.
+    scale = power_of_two(tensors)
+    direction, report = run(product, times(tensors, scale), tau=tau, cg_tol=cg_tol, max_iter=max_iter)
+    return times(direction, 1.0 / scale), replace(
+        report, residual_norm=report.residual_norm / scale, rhs_norm=report.rhs_norm / scale
+    )
+
+
+def _choose(path: str) -> Callable[..., tuple[list[Any], Report]]:
+    """The solver of the path, or of the plain one where ``"auto"`` cannot use the op."""
     if path != "plain":
         why_not = _why_no_op()
         if why_not is None:
             from . import solver_op
 
-            direction, report = solver_op.solve(product, tensors, tau=tau, cg_tol=cg_tol, max_iter=max_iter)
-            return list(direction), report
+            return solver_op.solve
         if path == "op":
             raise RuntimeError(f"The custom op cannot be used here: {why_not}")
         _say_once(why_not)
     from . import solver_plain
 
-    return solver_plain.solve(product, tensors, tau=tau, cg_tol=cg_tol, max_iter=max_iter)
+    return solver_plain.solve
 
 
 def _float64(value: Any) -> Any:
@@ -137,15 +149,17 @@ def check_numbers(*, tau: Any, cg_tol: Any, max_iter: Any) -> None:
     for name, value in (("tau", tau), ("cg_tol", cg_tol)):
         if tf.is_tensor(value):
             continue
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:
+        if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value) or value < 0:
             raise ValueError(f"{name}={value!r} is not allowed: give a finite number >= 0")
-    if isinstance(max_iter, bool) or not isinstance(max_iter, int) or max_iter < 1:
+    if isinstance(max_iter, bool) or not isinstance(max_iter, Integral) or max_iter < 1:
         raise ValueError(f"max_iter={max_iter!r} is not allowed: give an integer >= 1")
 
 
 def _why_no_op() -> str | None:
     if in_xla():
         return "this function is compiled by XLA (jit_compile=True), which has no kernel for it"
+    if tf.config.list_logical_devices("GPU"):
+        return "the op has no GPU kernels yet, and its CPU kernels would copy every vector in every iteration"
     try:
         from . import oplib
 

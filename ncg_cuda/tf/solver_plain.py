@@ -17,6 +17,7 @@ import tensorflow as tf
 from ..reference import CURVATURE_GUARD
 from ..state import StopReason
 from .graphs import graph_chain, in_xla
+from .scaling import dot
 from .solver import Product, Report
 
 
@@ -31,16 +32,6 @@ class _State(NamedTuple):
     drift: Any
 
 
-def _dot(a: Sequence[Any], b: Sequence[Any]) -> Any:
-    parts = [tf.cast(tf.reduce_sum(x * y), tf.float64) for x, y in zip(a, b, strict=True)]
-    return tf.add_n(parts)
-
-
-def _float64(value: Any) -> Any:
-    # tf.cast would take a Python number through float32.
-    return tf.cast(value, tf.float64) if tf.is_tensor(value) else tf.constant(value, tf.float64)
-
-
 def _stop(condition: Any, reason: StopReason, otherwise: Any) -> Any:
     return tf.where(condition, tf.constant(int(reason), tf.int32), otherwise)
 
@@ -48,9 +39,9 @@ def _stop(condition: Any, reason: StopReason, otherwise: Any) -> Any:
 def solve(product: Product, b: Sequence[Any], *, tau: Any, cg_tol: Any, max_iter: int) -> tuple[list[Any], Report]:
     """As :func:`ncg_cuda.tf.solver.solve`, which has checked the arguments."""
     dtype = b[0].dtype
-    tau64 = _float64(tau)
-    bb = _dot(b, b)
-    tol_rr = tf.square(_float64(cg_tol)) * bb
+    tau64 = tau
+    bb = dot(b, b)
+    tol_rr = tf.square(tf.maximum(cg_tol, float(np.finfo(dtype.as_numpy_dtype).eps))) * bb
     stop = _stop(bb <= tol_rr, StopReason.CONVERGED, tf.constant(int(StopReason.RUNNING), tf.int32))
     stop = _stop(~tf.math.is_finite(bb), StopReason.BREAKDOWN, stop)
     zero, none = tf.zeros((), tf.float64), tf.zeros((), tf.int32)
@@ -98,7 +89,7 @@ def _iterate(
     tau = tf.cast(tau64, dtype)
     hp = product(p)
     q = [h + tau * v for h, v in zip(hp, p, strict=True)]
-    pq, qq, pp = _dot(p, q), _dot(q, q), _dot(p, p)
+    pq, qq, pp = dot(p, q), dot(q, q), dot(p, p)
 
     # After the curvature: the step lengths, or a reason to stop.
     finite = tf.math.is_finite(pq) & tf.math.is_finite(qq) & tf.math.is_finite(pp)
@@ -126,7 +117,7 @@ def _iterate(
 
     # After the update: the recomputed rr decides whether another iteration follows.
     moved = regular | descend
-    rr = _dot(r, r)
+    rr = dot(r, r)
     sound = tf.math.is_finite(rr)
     iteration = s.iteration + tf.cast(moved, tf.int32)
     after = _stop(iteration >= max_iter, StopReason.MAX_ITER, s.stop)

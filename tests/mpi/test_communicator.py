@@ -88,4 +88,4 @@ def test_without_mpi4py_it_works_alone_and_refuses_to_be_several() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=False, env={**clean, "PMI_SIZE": "2"}
     )
     assert several.returncode != 0
-    assert "pip install ncg_cuda[mpi]" in several.stderr
+    assert "pip install mpi4py" in several.stderr

@@ -164,12 +164,25 @@ def test_non_finite_learning_rate_is_skipped() -> None:
     assert optimizer.last_step.skipped
 
 
-def test_float32_overflow_never_reaches_the_weights() -> None:
+@pytest.mark.parametrize("scale", [1e20, 1e37])
+def test_float32_overflow_never_reaches_the_weights(scale: float) -> None:
+    """Squares of products overflow: CG breaks down, the fallback is as long as max_step allows."""
+    w = tf.Variable([1.0, -1.0])
+    optimizer = NewtonCG(1.0, max_step=0.5)
+    optimizer.minimize(lambda: tf.reduce_sum(w**2) * scale, [w])
+    last = optimizer.last_step
+    assert (last.stop_reason, last.fallback, last.skipped) == (StopReason.BREAKDOWN, True, False)
+    assert last.gradient_norm == pytest.approx(2.0 * np.sqrt(2.0) * scale, rel=1e-6)
+    np.testing.assert_allclose(w, np.array([1.0, -1.0]) * (1.0 - 0.5 / np.sqrt(2.0)), rtol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [1e-24, 1e-10, 1.0, 1e10])
+def test_a_scaled_loss_has_the_same_step(scale: float) -> None:
     w = tf.Variable([1.0, -1.0])
     optimizer = NewtonCG(1.0, **FULL)
-    for scale in (1e20, 1e38, 1e-24):
-        optimizer.minimize(lambda scale=scale: tf.reduce_sum(w**2) * scale, [w])
-        np.testing.assert_array_equal(w, [1.0, -1.0])
+    optimizer.minimize(lambda: tf.reduce_sum(w**2) * scale, [w])
+    np.testing.assert_allclose(w, [0.0, 0.0], atol=1e-6)
+    assert not optimizer.last_step.fallback
 
 
 def test_at_the_minimum_nothing_moves() -> None:

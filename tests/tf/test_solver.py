@@ -164,12 +164,26 @@ def test_float32() -> None:
     assert report.iterations.numpy() == 6
 
 
-@pytest.mark.parametrize(("scale", "stop"), [(1e20, StopReason.BREAKDOWN), (1e-24, StopReason.CONVERGED)])
-def test_float32_squares_out_of_range_stop_with_zero(scale: float, stop: StopReason) -> None:
+@pytest.mark.parametrize("scale", [1e-37, 1e-24, 1e20, 1e38])
+@pytest.mark.parametrize("path", ["op", "plain"])
+def test_float32_right_hand_sides_of_any_scale(scale: float, path: str) -> None:
+    """Squares of 1e20 overflow and of 1e-24 vanish in float32: the solve runs on a scaled system."""
     b = [tf.constant([scale, -scale], tf.float32)]
-    x, report = solver.solve(lambda p: p, b, tau=0.0, cg_tol=1e-5, max_iter=5, path="plain")
-    assert report.stop_reason.numpy() == stop
-    np.testing.assert_array_equal(x[0], [0.0, 0.0])
+    x, report = solver.solve(lambda p: p, b, tau=0.0, cg_tol=1e-5, max_iter=5, path=path)
+    assert StopReason(int(report.stop_reason)) is StopReason.CONVERGED
+    np.testing.assert_allclose(x[0].numpy(), [scale, -scale], rtol=1e-6)
+    assert float(report.rhs_norm) == pytest.approx(np.sqrt(2.0) * scale, rel=1e-6)
+
+
+@pytest.mark.parametrize("scale", [1e-15, 1e-10, 1e10, 1e15])
+@pytest.mark.parametrize("path", ["op", "plain"])
+def test_float32_losses_of_any_scale(scale: float, path: str) -> None:
+    """A loss times 1e-15 has the same Newton step."""
+    b = [tf.constant([scale, scale], tf.float32)]
+    a = tf.constant([2.0 * scale, scale], tf.float32)
+    x, report = solver.solve(lambda p: [a * p[0]], b, tau=0.0, cg_tol=1e-5, max_iter=5, path=path)
+    assert StopReason(int(report.stop_reason)) is StopReason.CONVERGED
+    np.testing.assert_allclose(x[0].numpy(), [0.5, 1.0], rtol=1e-5)
 
 
 @pytest.mark.parametrize(
