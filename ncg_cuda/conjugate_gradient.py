@@ -128,6 +128,8 @@ def cg(
                 f"x0: {start.size} elements of {start.dtype} on {start.device}, but b has {like.size} of {like.dtype} "
                 f"on {like.device}; all must be the same"
             )
+        if not bool(b.any()):
+            x0 = None  # b = 0: the solution is 0, wherever the start
     solve = _Solve(matvec, b, x0, tau, float(cg_tol), int(max_iter), layout)
     solve.run(callback, _BELIEVED[like.dtype] if verify is None else math.inf if verify else 0.0)
     return solve.result()
@@ -201,8 +203,6 @@ class _Solve:
         if low <= mean <= high:
             return 1.0
         peak = float(self.xp.abs(self.b).max())
-        if self.x0 is not None and peak == 0:
-            return 1.0
         if not (math.isfinite(peak) and peak > 0):
             return 1.0  # b = 0, or not finite: nothing that a scale would mend
         # neither the scale nor its inverse may leave the range of normal numbers

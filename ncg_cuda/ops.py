@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -176,6 +176,12 @@ def _scalars(sums: Any, count: int) -> tuple[Any, ...]:
     return tuple(sums[:count].tolist()) if isinstance(sums, np.ndarray) else tuple(sums[i] for i in range(count))
 
 
+def _reals(**values: Any) -> None:
+    for name, value in values.items():
+        if not isinstance(value, Real):
+            raise TypeError(f"{name}: got {value!r}; give a number")
+
+
 def check_tau(tau: float) -> float:
     """Return tau as a float if it is a possible damping.
 
@@ -183,8 +189,7 @@ def check_tau(tau: float) -> float:
         ValueError: negative, infinite or NaN.
         TypeError: not a number.
     """
-    if not isinstance(tau, Real):
-        raise TypeError(f"tau: got {tau!r}; give a number")
+    _reals(tau=tau)
     value = float(tau)
     if not (math.isfinite(value) and value >= 0):
         raise ValueError(f"tau: {tau}; the damping must be a finite number >= 0")
@@ -243,7 +248,9 @@ def cg_update(
         r·r in float64.
     """
     tau = check_tau(tau)
-    params = [alpha if alpha_x is None else alpha_x, alpha, beta, tau]
+    alpha_x = alpha if alpha_x is None else alpha_x
+    _reals(alpha=alpha, alpha_x=alpha_x, beta=beta)
+    params = [alpha_x, alpha, beta, tau]
     operands = [(hp, "hp"), (x, "x"), (r, "r"), (p, "p")]
     sums = call("cg_update", operands, written=3, params=params, workspace=workspace, layout=layout)
     (rr,) = _scalars(sums, 1)
@@ -263,6 +270,7 @@ def weighted_step(w: Any, d: Any, g: Any, lr: float, *, workspace: Workspace | N
     Returns:
         (g·d, g·g, d·d) in float64; d is a descent direction if g·d <= -eps |g| |d|.
     """
+    _reals(lr=lr)
     sums = call("weighted_step", [(d, "d"), (g, "g"), (w, "w")], written=1, params=[lr], workspace=workspace)
     gd, gg, dd = _scalars(sums, 3)
     return gd, gg, dd
@@ -284,8 +292,8 @@ def set_num_threads(threads: int) -> None:
     """Set the most CPU threads that an operation uses; results do not depend on it.
 
     Raises:
-        ValueError: fewer than 1.
+        ValueError: not an integer of at least 1.
     """
-    if threads < 1:
-        raise ValueError(f"threads: {threads}; at least 1 is needed")
-    _core.set_num_threads(threads)
+    if not isinstance(threads, Integral) or not 1 <= threads <= 4096:
+        raise ValueError(f"threads: {threads}; an integer of at least 1 (and at most 4096) is needed")
+    _core.set_num_threads(int(threads))

@@ -200,5 +200,12 @@ class TestBadInput:
             ops.cg_update(np.zeros_like(p), np.zeros_like(p), p, [p[:100]], alpha=1.0, beta=0.0)
 
     def test_threads(self) -> None:
-        with pytest.raises(ValueError, match="at least 1"):
-            ops.set_num_threads(0)
+        for bad in (0, 2.5, 1 << 40):
+            with pytest.raises(ValueError, match="at least 1"):
+                ops.set_num_threads(bad)
+
+    def test_scalars(self) -> None:
+        with pytest.raises(TypeError, match="alpha: got 'a'; give a number"):
+            ops.cg_update(self.x, self.r, self.p, self.hp, alpha="a", beta=0.0)
+        with pytest.raises(TypeError, match="lr: got None"):
+            ops.weighted_step(self.x, self.r, self.p, None)
