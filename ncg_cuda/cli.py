@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import math
 import os
 import sys
@@ -26,6 +27,9 @@ def main(argv: list[str] | None = None) -> int:
 
     0: done; 2: the command cannot run as given, and standard error says why; 130: interrupted.
     """
+    for stream in (sys.stdout, sys.stderr):  # a terminal without Unicode shows "?" for a dash; it must not end the run
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     parser = _parser()
     try:
         options = parser.parse_args(argv)
@@ -97,7 +101,7 @@ def _add_compare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--batch-size", type=_positive_int, metavar="N", help="for all optimizers (the scenario's own)"
     )
     command.add_argument(
-        "--out", type=Path, required=True, metavar="DIR", help="directory for the results; made if missing"
+        "--out", type=_directory, required=True, metavar="DIR", help="directory for the results; made if missing"
     )
     for name in ("adam", "sgd"):
         command.add_argument(
@@ -185,6 +189,12 @@ def _info(options: argparse.Namespace) -> int:
 
     print(report(load_tensorflow=options.tensorflow))
     return 0
+
+
+def _directory(text: str) -> Path:
+    if not text:
+        raise argparse.ArgumentTypeError("the empty text is not a directory; for the current one give .")
+    return Path(text)
 
 
 def _positive_int(text: str) -> int:

@@ -34,7 +34,7 @@ def _versions() -> Iterator[Row]:
         if found is not None:
             yield name, found
     if package_version("tensorflow") is None and package_version("tensorflow-cpu") is None:
-        yield "tensorflow", "not installed; pip install ncg_cuda[tensorflow] (or [tensorflow-cpu])"
+        yield "tensorflow", "not installed; pip install tensorflow (or tensorflow-cpu)"
 
 
 def _machine() -> Iterator[Row]:

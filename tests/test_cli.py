@@ -274,3 +274,24 @@ def test_closed_pipe_is_no_error() -> None:
     finally:
         os.close(writer)
     assert b"Traceback" not in done.stderr
+
+
+def test_an_empty_directory_name_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", "reg-diabetes", "--out", ""]) == 2
+    assert "not a directory" in capsys.readouterr().err
+
+
+def test_help_survives_a_terminal_without_unicode() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "ncg_cuda", "compare", "--help"],
+        capture_output=True,
+        check=False,
+        env={**os.environ, "PYTHONIOENCODING": "latin-1"},
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_huge_losses_stay_short_in_the_table() -> None:
+    from ncg_cuda.compare.table import spread
+
+    assert len(spread([1.3552e34])) < 12

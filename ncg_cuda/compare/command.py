@@ -42,6 +42,9 @@ def compare(plan: Plan) -> int:
     """
     loaded = check(plan)
     results = _Results(plan)
+    if (plan.out / "summary.json").exists():
+        print(f"the results of an earlier run in {plan.out} are replaced", file=sys.stderr)
+        (plan.out / "compare.png").unlink(missing_ok=True)
     results.write("running")
     status = "interrupted"
     try:

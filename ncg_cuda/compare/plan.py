@@ -83,7 +83,7 @@ def check(plan: Plan) -> dict[str, tuple[Scenario, Dataset]]:
         if find_spec(package) is None:
             raise UsageError(
                 f"compare needs the package {package}, which is not installed: "
-                "pip install 'ncg_cuda[tensorflow-cpu,scenarios]'"
+                "pip install '.[tensorflow-cpu,scenarios]' in the source directory of ncg_cuda"
             )
     check_writable(plan.out)
     _check_backend()

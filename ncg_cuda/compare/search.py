@@ -39,7 +39,8 @@ class Choice:
     def warning(self) -> str | None:
         """What a reader must know about the choice, if anything."""
         if all(run.diverged for run in self.runs):
-            return f"{self.scenario}: {self.competitor.label} diverged at every learning rate of its grid"
+            where = "every learning rate of its grid" if len(self.rates) > 1 else f"learning rate {self.rates[0]:g}"
+            return f"{self.scenario}: {self.competitor.label} diverged at {where}"
         if self.at_grid_edge:
             return (
                 f"{self.scenario}: {self.competitor.label} is best at {self.learning_rate:g}, an edge of its grid "

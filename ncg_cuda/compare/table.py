@@ -22,7 +22,7 @@ def spread(values: Iterable[float | None], digits: int = 4) -> str:
 def _number(value: float, digits: int) -> str:
     if not math.isfinite(value):
         return "diverged"
-    return f"{value:.{digits}g}" if abs(value) < 10**digits else f"{value:.0f}"
+    return f"{value:.0f}" if 10**digits <= abs(value) < 1e7 else f"{value:.{digits}g}"
 
 
 def columns(rows: Sequence[Sequence[str]]) -> str:
