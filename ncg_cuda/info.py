@@ -4,6 +4,7 @@ is missing.
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from collections.abc import Iterator
@@ -56,8 +57,12 @@ def _backends(load_tensorflow: bool) -> Iterator[Row]:
 
 
 def _mpi() -> Iterator[Row]:
-    launchers = [path for name in ("mpiexec", "mpirun", "srun") if (path := shutil.which(name))]
-    yield "MPI launchers", ", ".join(launchers) or "none on the search path (mpiexec, mpirun, srun)"
+    beside = os.path.dirname(
+        sys.executable or ""
+    )  # where `pip install mpich` puts its own, in an environment not activated
+    names = ("mpiexec", "mpirun", "srun")
+    launchers = [path for name in names if (path := shutil.which(name) or shutil.which(name, path=beside))]
+    yield "MPI launchers", ", ".join(launchers) or f"none on the search path or in {beside} ({', '.join(names)})"
 
 
 def _tensorflow_devices(load: bool) -> Iterator[Row]:

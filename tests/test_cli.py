@@ -113,6 +113,29 @@ def test_a_diverged_optimizer_does_not_stop_the_others(tmp_path: Path, capsys: C
     assert not adam["diverged"]
 
 
+def test_earlier_results_are_said_to_be_replaced(
+    tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ncg_cuda.compare import command
+
+    def interrupted(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "_compete", interrupted)
+    arguments = ["compare", "reg-diabetes", "--out", str(tmp_path)]
+    assert main(arguments) == 130
+    assert "replaced" not in capsys.readouterr().err
+    (tmp_path / "compare.png").write_text("stale")
+    (tmp_path / "curves.csv").write_text("stale")
+    (tmp_path / "grid.json").write_text("stale")
+    assert main(arguments) == 130
+    assert f"the results of an earlier run in {tmp_path} are replaced\n" in capsys.readouterr().err
+    assert not (tmp_path / "compare.png").exists()
+    assert read_json(tmp_path / "grid.json") == []
+    assert len((tmp_path / "curves.csv").read_text().splitlines()) == 1
+    assert leftovers(tmp_path) == set()
+
+
 def test_newton_settings_are_taken(tmp_path: Path) -> None:
     arguments = ["compare", "reg-diabetes", "--optimizers", "newton-cg", "--seeds", "1", "--epochs", "2", "--quiet"]
     assert main([*arguments, "--newton", "max_iter=1,learning_rate=0.25", "--out", str(tmp_path)]) == 0
@@ -251,6 +274,19 @@ def test_info_survives_whatever_is_missing() -> None:
     assert "none: nvidia-smi is not installed" in printed
     assert "the native core does not load" in printed
     assert "TensorFlow does not import" in printed
+
+
+def test_info_finds_a_launcher_beside_python(tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    launcher = tmp_path / "mpiexec"
+    launcher.write_text("#!/bin/sh\n")
+    launcher.chmod(0o755)
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    assert main(["info"]) == 0
+    assert f" {launcher}\n" in capsys.readouterr().out
+    launcher.unlink()
+    assert main(["info"]) == 0
+    assert f"none on the search path or in {tmp_path} (mpiexec, mpirun, srun)" in capsys.readouterr().out
 
 
 def test_module_is_the_command() -> None:

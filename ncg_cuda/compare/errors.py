@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
+
+from ..scenarios.suggest import unknown_name
 
 
 class UsageError(ValueError):
@@ -12,7 +13,4 @@ class UsageError(ValueError):
 
 def unknown(kind: str, name: str, allowed: Iterable[str]) -> UsageError:
     """The error for a name that is not in a list, with the closest one that is."""
-    listed = list(allowed)
-    close = difflib.get_close_matches(name, listed, n=1, cutoff=0.5)
-    hint = f" Did you mean {close[0]!r}?" if close else ""
-    return UsageError(f"unknown {kind} {name!r}.{hint} {kind.capitalize()}s: {', '.join(listed)}.")
+    return UsageError(unknown_name(kind, name, allowed))

@@ -6,17 +6,17 @@ A module of this package that defines ``SCENARIO`` is a scenario, named like its
 
 from __future__ import annotations
 
-import difflib
 import pkgutil
 from functools import cache
 from importlib import import_module
 
 from .data import DataFile, Dataset, ScenarioDataError
 from .scenario import Metric, Scenario
+from .suggest import unknown_name
 
 __all__ = ["DataFile", "Dataset", "Metric", "Scenario", "ScenarioDataError", "get", "names"]
 
-_HELPERS = {"data", "scenario"}
+_HELPERS = {"data", "scenario", "suggest"}
 
 
 @cache
@@ -44,8 +44,6 @@ def names() -> list[str]:
 def get(name: str) -> Scenario:
     """The scenario called ``name``; KeyError with the list, and the closest name, where there is none."""
     registry = _registry()
-    if name in registry:
-        return registry[name]
-    close = difflib.get_close_matches(name, registry, n=1, cutoff=0.5)
-    hint = f" Did you mean {close[0]!r}?" if close else ""
-    raise KeyError(f"unknown scenario {name!r}.{hint} Scenarios: {', '.join(registry)}.")
+    if name not in registry:
+        raise KeyError(unknown_name("scenario", name, registry))
+    return registry[name]

@@ -108,9 +108,9 @@ class DataFile:
         header, body = lines[0], lines[1:]
         absent = [column for column in self.columns if column not in header]
         if absent:
-            raise self._damaged(
-                path, f"column {', '.join(map(repr, absent))} is not among its columns {', '.join(header)}"
-            )
+            one = len(absent) == 1
+            said = f"{'column' if one else 'columns'} {', '.join(map(repr, absent))} {'is' if one else 'are'}"
+            raise self._damaged(path, f"{said} not among its columns {', '.join(header)}")
         for number, line in enumerate(body, start=2):
             if len(line) != len(header):
                 raise self._damaged(path, f"row {number} has {len(line)} cells where the header has {len(header)}")

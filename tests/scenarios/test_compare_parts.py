@@ -78,6 +78,8 @@ def test_everything_diverged() -> None:
     assert choice.learning_rate == 0.1
     assert "diverged at every learning rate" in str(choice.warning())
     assert "2 of 2" in comparison([choice])
+    single = choose("s", ADAM, (0.1,), runs[:2])
+    assert single.warning() == "s: Adam diverged at learning rate 0.1"  # one rate is no grid
 
 
 @pytest.mark.parametrize(
@@ -88,6 +90,7 @@ def test_everything_diverged() -> None:
         ([1.0, None, 2.0], "2 [1 … diverged]"),
         ([None, None], "diverged"),
         ([123456.7], "123457"),
+        ([1.3552e34, 2.0], "6.776e+33 [2 … 1.355e+34]"),
     ],
 )
 def test_spread(values: list[float | None], text: str) -> None:

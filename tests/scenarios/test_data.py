@@ -115,6 +115,13 @@ def test_wrong_columns(copy: Copy) -> None:
         scenario.load()
 
 
+def test_several_wrong_columns(copy: Copy) -> None:
+    scenario, file, path = copy
+    path.write_text("Something else\n1\n")
+    with pytest.raises(ScenarioDataError, match=rf"columns '{file.columns[0]}', .* are not among its columns Some"):
+        scenario.load()
+
+
 @pytest.mark.parametrize("cell", ["abc", "inf", "1e999"])
 def test_cell_that_is_no_finite_number(copy: Copy, cell: str) -> None:
     scenario, file, path = copy
