@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from dataclasses import dataclass
+from pathlib import Path
+
+_OP_LIBRARY = re.compile(r"^libncg_tf-(\d+\.\d+)\.so$")
 
 
 @dataclass(frozen=True)
@@ -86,19 +90,25 @@ def _tensorflow_op(load: bool) -> Backend:
         if oplib.load() is None:
             return Backend(False, f"{oplib.why_not()}; meanwhile the pure-TensorFlow path serves, more slowly")
         return Backend(True, f"op library for TensorFlow {oplib.running()}")
-    import re
-    from pathlib import Path
-
-    from . import _core
-
-    found = [re.search(r"-(\d+\.\d+)\.so$", p.name) for p in Path(_core.__file__).parent.glob("libncg_tf-*.so")]
-    versions = sorted(match[1] for match in found if match)
+    versions = op_library_versions(native_directory())
     if not versions:
         return Backend(False, "the op library was not built; build it: pip install --no-build-isolation .")
     running = _tensorflow_version()
     if running and running not in versions:
         return Backend(False, f"the op library is built for TensorFlow {', '.join(versions)}, not {running}")
     return Backend(True, f"op library for TensorFlow {', '.join(versions)} (found, not loaded)")
+
+
+def native_directory() -> Path:
+    """The directory of the native libraries (where the native core stands, also in an editable installation)."""
+    from . import _core
+
+    return Path(_core.__file__).parent
+
+
+def op_library_versions(where: Path) -> list[str]:
+    """The TensorFlow minor versions that a directory holds an op library for, such as ``["2.21"]``."""
+    return sorted(match[1] for path in where.iterdir() if (match := _OP_LIBRARY.match(path.name)))
 
 
 def _tensorflow_version() -> str:

@@ -36,7 +36,7 @@ def test_a_missing_library_names_the_command(tmp_path: Path) -> None:
 
 def test_a_broken_library_is_reported_not_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / f"libncg_tf-{oplib.running()}.so").write_bytes(b"garbage")
-    monkeypatch.setattr(oplib, "directory", lambda: tmp_path)
+    monkeypatch.setattr(oplib, "native_directory", lambda: tmp_path)
     oplib._load.cache_clear()
     try:
         assert oplib.load() is None

@@ -227,33 +227,11 @@ class CgIterateOp : public OpKernel {
   }
 };
 
-template <class T>
-class DotsOp : public OpKernel {
- public:
-  using OpKernel::OpKernel;
-
-  void Compute(OpKernelContext* ctx) override {
-    const Tensor& a = ctx->input(0);
-    const Tensor& b = ctx->input(1);
-    OP_REQUIRES(ctx, a.NumElements() == b.NumElements(),
-                absl::InvalidArgumentError(
-                    absl::StrCat("NcgDots: a has ", a.NumElements(), " elements, b has ", b.NumElements())));
-    Tensor* sums = nullptr;
-    OP_REQUIRES_OK(ctx, ctx->allocate_output(0, TensorShape({3}), &sums));
-    Vectors<T, 2> vectors{};
-    vectors.flat[0] = flat_data<T>(a);
-    vectors.flat[1] = flat_data<T>(b);
-    using Op = Dots<T>;
-    OP_REQUIRES_OK(ctx, (run_pass<Op>(ctx, vectors, a.NumElements(), Direct<Op>{Op{}, flat_data<double>(sums)})));
-  }
-};
-
-#define NCG_REGISTER(T)                                                                                                \
-  REGISTER_KERNEL_BUILDER(Name("NcgPack").Device(tensorflow::DEVICE_CPU).TypeConstraint<T>("T"), PackOp<T>);           \
-  REGISTER_KERNEL_BUILDER(Name("NcgViews").Device(tensorflow::DEVICE_CPU).TypeConstraint<T>("T"), ViewsOp<T>);         \
-  REGISTER_KERNEL_BUILDER(Name("NcgCgBegin").Device(tensorflow::DEVICE_CPU).TypeConstraint<T>("T"), CgBeginOp<T>);     \
-  REGISTER_KERNEL_BUILDER(Name("NcgCgIterate").Device(tensorflow::DEVICE_CPU).TypeConstraint<T>("T"), CgIterateOp<T>); \
-  REGISTER_KERNEL_BUILDER(Name("NcgDots").Device(tensorflow::DEVICE_CPU).TypeConstraint<T>("T"), DotsOp<T>);
+#define NCG_REGISTER(T)                                                                                            \
+  REGISTER_KERNEL_BUILDER(Name("NcgPack").Device(tensorflow::DEVICE_CPU).TypeConstraint<T>("T"), PackOp<T>);       \
+  REGISTER_KERNEL_BUILDER(Name("NcgViews").Device(tensorflow::DEVICE_CPU).TypeConstraint<T>("T"), ViewsOp<T>);     \
+  REGISTER_KERNEL_BUILDER(Name("NcgCgBegin").Device(tensorflow::DEVICE_CPU).TypeConstraint<T>("T"), CgBeginOp<T>); \
+  REGISTER_KERNEL_BUILDER(Name("NcgCgIterate").Device(tensorflow::DEVICE_CPU).TypeConstraint<T>("T"), CgIterateOp<T>);
 NCG_REGISTER(float)
 NCG_REGISTER(double)
 #undef NCG_REGISTER

@@ -99,14 +99,3 @@ REGISTER_OP("NcgCgIterate")
     .Doc(
         "One CG iteration, both passes, given the undamped product H p of the packed direction p, one tensor per "
         "variable.");
-
-REGISTER_OP("NcgDots")
-    .Input("a: T")
-    .Input("b: T")
-    .Output("sums: double")
-    .Attr("T: {float, double}")
-    .SetShapeFn([](InferenceContext* c) -> absl::Status {
-      c->set_output(0, c->Vector(3));
-      return absl::OkStatus();
-    })
-    .Doc("a.b, a.a and b.b of two packed vectors, in one pass.");

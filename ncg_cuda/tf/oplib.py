@@ -6,30 +6,16 @@ for another version is never opened.
 
 from __future__ import annotations
 
-import re
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import tensorflow as tf
 
+from ..installation import native_directory, op_library_versions
+
 REBUILD = "pip install --no-build-isolation --no-deps --force-reinstall . (in the source directory of ncg_cuda)"
 """The one command that builds the op for the TensorFlow that is installed now."""
-
-_NAME = re.compile(r"^libncg_tf-(\d+\.\d+)\.so$")
-
-
-def directory() -> Path:
-    """The directory of the native libraries (where the native core stands, also in an editable installation)."""
-    from .. import _core
-
-    return Path(_core.__file__).parent
-
-
-def built_for(where: Path | None = None) -> list[str]:
-    """The TensorFlow minor versions that an op library is installed for, such as ``["2.21"]``."""
-    where = directory() if where is None else where
-    return sorted(match[1] for path in where.iterdir() if (match := _NAME.match(path.name)))
 
 
 def running() -> str:
@@ -39,9 +25,9 @@ def running() -> str:
 
 def find(where: Path | None = None, version: str | None = None) -> tuple[Path | None, str]:
     """The library for a TensorFlow version (by default the running one), or None and why there is none."""
-    where = directory() if where is None else where
+    where = native_directory() if where is None else where
     version = running() if version is None else version
-    built = built_for(where)
+    built = op_library_versions(where)
     if version in built:
         return where / f"libncg_tf-{version}.so", ""
     if built:
