@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from operations import OPERATIONS, Operation
 
 from ncg_cuda import Layout, ops
+from ncg_cuda.catalog import OPERATIONS, Operation
 
 SIZES = [1, 15, 16, 17, 255, 256, 257, ops.CHUNK - 1, ops.CHUNK, ops.CHUNK + 1, 10 * ops.CHUNK + 33]
 DTYPES = [np.float32, np.float64]

@@ -1,4 +1,4 @@
-"""The table of operations: how to call each one natively and by the reference, for the tests and the benchmark."""
+"""The table of operations: how to call each one natively and by the reference. It drives the tests and the benchmark."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from ncg_cuda import ops, reference
+from . import ops, reference
 
 TAU, ALPHA_X, ALPHA_R, BETA, LR = 0.3, 0.7, 0.5, 0.2, -0.1
 
