@@ -1,4 +1,4 @@
-"""The table of operations: how to call each one natively and by the reference. It drives the tests and the benchmark."""
+"""The table of operations: how to call each one natively and by the reference. Tests and benchmark are driven by it."""
 
 from __future__ import annotations
 
