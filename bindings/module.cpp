@@ -29,24 +29,52 @@ int default_threads() {
 
 int num_threads = default_threads();
 
-template <class Op, bool kInSolve>
+template <class Op, class F>
 void run_on_cpu(const ncg::Call& call) {
-  ncg::with_driver<Op, kInSolve>(call, [&](const auto& driver) {
-    ncg::cpu::run<Op, typename Op::Scalar>(ncg::vectors_of<Op>(call), call.n, driver, call.partials,
-                                           ncg::cpu::OpenMp{num_threads});
+  ncg::with_driver<Op>(call, [&](const auto& driver) {
+    ncg::cpu::run<Op, typename Op::Scalar, F>(ncg::vectors_of<Op>(call), call.n, driver, call.partials,
+                                              ncg::cpu::OpenMp{num_threads});
   });
+}
+
+template <template <class> class Functor>
+const char* run_on_cpu_as(ncg::Dtype dtype, const ncg::Call* call) {
+  if (dtype == ncg::Dtype::kFloat32) {
+    run_on_cpu<Functor<float>, float>(*call);
+  } else if (dtype == ncg::Dtype::kFloat64) {
+    run_on_cpu<Functor<double>, double>(*call);
+  } else if constexpr (Functor<float>::kTakesTable) {
+    run_on_cpu<Functor<float>, ncg::Bfloat16>(*call);
+  } else {
+    return "this operation takes no bfloat16 operand";
+  }
+  return nullptr;
+}
+
+template <class T>
+void unpack_as(const ncg::Call& call) {
+  ncg::cpu::unpack<T>(static_cast<const T*>(call.operand[1]), call.table, call.n, static_cast<T>(call.params[0]),
+                      ncg::cpu::OpenMp{num_threads});
+}
+
+const char* unpack_on_cpu(ncg::Dtype dtype, const ncg::Call* call) {
+  if (dtype == ncg::Dtype::kFloat64) {
+    unpack_as<double>(*call);
+  } else {
+    unpack_as<float>(*call);
+  }
+  return nullptr;
 }
 
 using Launch = const char* (*)(ncg::Dtype, const ncg::Call*);
 
-template <template <class> class Functor, bool kInSolve>
-void bind_operation(py::module_& module, const char* name, [[maybe_unused]] Launch launch) {
-  using Op = Functor<float>;
-  auto run = [name, launch](bool on_gpu, int dtype, std::int64_t n, const std::vector<std::uintptr_t>& operands,
-                            std::uintptr_t segments, std::int64_t segment_count, std::uintptr_t state,
-                            const std::vector<double>& params, std::uintptr_t out, std::uintptr_t partials,
-                            std::uintptr_t ticket, std::uintptr_t stream) {
-    if (operands.size() != Op::kVectors || params.size() > ncg::kMaxParams) {
+void bind_operation(py::module_& module, const char* name, std::size_t operand_count, Launch on_cpu_launch,
+                    Launch on_gpu_launch) {
+  auto run = [=](bool on_gpu, int dtype, std::int64_t n, const std::vector<std::uintptr_t>& operands,
+                 std::uintptr_t segments, std::int64_t segment_count, std::uintptr_t state,
+                 const std::vector<double>& params, std::uintptr_t out, std::uintptr_t partials, std::uintptr_t ticket,
+                 std::uintptr_t stream) {
+    if (operands.size() != operand_count || params.size() > ncg::kMaxParams) {
       throw std::invalid_argument(std::string(name) + ": wrong number of operands or scalars");
     }
     ncg::Call call{};
@@ -59,17 +87,11 @@ void bind_operation(py::module_& module, const char* name, [[maybe_unused]] Laun
     call.partials = reinterpret_cast<double*>(partials);
     call.ticket = reinterpret_cast<void*>(ticket);
     call.stream = reinterpret_cast<void*>(stream);
-    const auto type = static_cast<ncg::Dtype>(dtype);
-    const char* error = nullptr;
-    {
+    const Launch launch = on_gpu ? on_gpu_launch : on_cpu_launch;
+    const char* error = "this build has no CUDA engine";
+    if (launch != nullptr) {
       const py::gil_scoped_release release;
-      if (on_gpu) {
-        error = launch != nullptr ? launch(type, &call) : "this build has no CUDA engine";
-      } else if (type == ncg::Dtype::kFloat32) {
-        run_on_cpu<Functor<float>, kInSolve>(call);
-      } else {
-        run_on_cpu<Functor<double>, kInSolve>(call);
-      }
+      error = launch(static_cast<ncg::Dtype>(dtype), &call);
     }
     if (error != nullptr) throw std::runtime_error(std::string(name) + ": " + error);
   };
@@ -82,10 +104,11 @@ void bind_operation(py::module_& module, const char* name, [[maybe_unused]] Laun
 // name -> (vectors read, vectors written) by one call: what a benchmark counts bytes from
 py::dict traffic() {
   py::dict vectors;
-#define NCG_TRAFFIC(name, Functor, in_solve) \
-  vectors[#name] = py::make_tuple(int{ncg::Functor<float>::kVectors}, int{ncg::Functor<float>::kWritten});
+#define NCG_TRAFFIC(name, Functor) \
+  vectors[#name] = py::make_tuple(int{ncg::Functor<float>::kReads}, int{ncg::Functor<float>::kWritten});
   NCG_OPERATIONS(NCG_TRAFFIC)
 #undef NCG_TRAFFIC
+  vectors["unpack"] = py::make_tuple(1, 1);
   return vectors;
 }
 
@@ -116,9 +139,11 @@ PYBIND11_MODULE(_core, module) {
 #else
 #define NCG_LAUNCHER(name) nullptr
 #endif
-#define NCG_BIND(name, Functor, in_solve) bind_operation<ncg::Functor, in_solve>(module, #name, NCG_LAUNCHER(name));
+#define NCG_BIND(name, Functor) \
+  bind_operation(module, #name, ncg::Functor<float>::kVectors, &run_on_cpu_as<ncg::Functor>, NCG_LAUNCHER(name));
   NCG_OPERATIONS(NCG_BIND)
 #undef NCG_BIND
+  bind_operation(module, "unpack", 2, &unpack_on_cpu, NCG_LAUNCHER(unpack));
   module.def("partials_size", [](std::int64_t n, std::int64_t segment_count) {
 #ifdef NCG_WITH_CUDA
     const std::int64_t table = ncg_cuda_table_bytes(segment_count) / static_cast<std::int64_t>(sizeof(double));

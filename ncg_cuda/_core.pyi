@@ -24,10 +24,21 @@ class _Operation(Protocol):
 CHUNK: int
 LANES: int
 openmp: bool
-damped_curvature: _Operation
+accumulate: _Operation
+accumulate_curvature: _Operation
+cg_begin: _Operation
+cg_finish: _Operation
 cg_update: _Operation
-weighted_step: _Operation
+cg_update_deferred: _Operation
+damped_curvature: _Operation
 dots: _Operation
+magnitude: _Operation
+pack: _Operation
+preconditioned_begin: _Operation
+preconditioned_curvature: _Operation
+preconditioned_update: _Operation
+unpack: _Operation
+weighted_step: _Operation
 
 def partials_size(n: int, segment_count: int) -> int: ...
 def state_fields() -> list[str]: ...

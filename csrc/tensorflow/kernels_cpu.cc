@@ -169,7 +169,7 @@ class CgBeginOp : public OpKernel {
     using Op = Dots<T>;
     Vectors<T, 2> vectors{};
     vectors.flat[0] = vectors.flat[1] = flat_data<T>(b);
-    OP_REQUIRES_OK(ctx, (run_pass<Op>(ctx, vectors, n, InSolve<Op>{state})));
+    OP_REQUIRES_OK(ctx, (run_pass<Op>(ctx, vectors, n, InSolve<Op>{state, {}})));
   }
 };
 
@@ -219,11 +219,11 @@ class CgIterateOp : public OpKernel {
     Vectors<T, 2> curvature{};
     curvature.table = table;
     curvature.flat[1] = flat_data<T>(vector[2]);
-    OP_REQUIRES_OK(ctx, (run_pass<DampedCurvature<T>>(ctx, curvature, n, InSolve<DampedCurvature<T>>{state})));
+    OP_REQUIRES_OK(ctx, (run_pass<DampedCurvature<T>>(ctx, curvature, n, InSolve<DampedCurvature<T>>{state, {}})));
     Vectors<T, 4> update{};
     update.table = table;
     for (int i = 0; i < 3; ++i) update.flat[1 + i] = flat_data<T>(vector[i]);
-    OP_REQUIRES_OK(ctx, (run_pass<CgUpdate<T>>(ctx, update, n, InSolve<CgUpdate<T>>{state})));
+    OP_REQUIRES_OK(ctx, (run_pass<CgUpdate<T>>(ctx, update, n, InSolve<CgUpdate<T>>{state, {}})));
   }
 };
 
