@@ -12,6 +12,7 @@
 #include "ncg/cpu/openmp.h"
 #include "ncg/operations.h"
 #ifdef NCG_WITH_CUDA
+#include "ncg/cuda/graph/loop.h"
 #include "ncg/cuda/launch.h"
 #endif
 
@@ -120,6 +121,28 @@ std::vector<std::string> state_fields() {
   };
 }
 
+// The loop of a solve in a CUDA graph; addresses are integers, as everywhere here.
+std::uint64_t loop_open([[maybe_unused]] std::uintptr_t stream, [[maybe_unused]] std::uintptr_t body,
+                        [[maybe_unused]] std::uintptr_t state) {
+  const char* error = "this build has no CUDA engine";
+  std::uint64_t handle = 0;
+#ifdef NCG_WITH_CUDA
+  error = ncg_cuda_loop_open(reinterpret_cast<void*>(stream), reinterpret_cast<void*>(body),
+                             reinterpret_cast<ncg::CgState*>(state), &handle);
+#endif
+  if (error != nullptr) throw std::runtime_error(std::string("loop_open: ") + error);
+  return handle;
+}
+
+void loop_close([[maybe_unused]] std::uintptr_t body, [[maybe_unused]] std::uintptr_t state,
+                [[maybe_unused]] std::uint64_t handle) {
+  const char* error = "this build has no CUDA engine";
+#ifdef NCG_WITH_CUDA
+  error = ncg_cuda_loop_close(reinterpret_cast<void*>(body), reinterpret_cast<ncg::CgState*>(state), handle);
+#endif
+  if (error != nullptr) throw std::runtime_error(std::string("loop_close: ") + error);
+}
+
 py::tuple cuda_status() {
 #ifdef NCG_WITH_CUDA
   const char* why = "";
@@ -152,6 +175,8 @@ PYBIND11_MODULE(_core, module) {
 #endif
     return ncg::partials_size(n) + table;
   });
+  module.def("loop_open", &loop_open, py::arg("stream"), py::arg("body"), py::arg("state"));
+  module.def("loop_close", &loop_close, py::arg("body"), py::arg("state"), py::arg("handle"));
   module.def("state_fields", &state_fields);
   module.def("traffic", &traffic);
   module.def("cuda_status", &cuda_status);

@@ -75,6 +75,11 @@ def _exact_begin(b: Any, x: Any, r: Any, p: Any) -> Result:
     return [x, r, p], (rr,)
 
 
+def _native_begin_from(b: Any, x0: Any, x: Any, r: Any, p: Any) -> Result:
+    ops.cg_begin_from(b, x0, x, r, p, scale=SCALE)
+    return [x, r, p], ()
+
+
 def _exact_preconditioned_begin(b: Any, m: Any, x: Any, r: Any, p: Any) -> Result:
     x, r, p, *sums = reference.preconditioned_begin(b, m, SCALE)
     return [x, r, p], tuple(sums)
@@ -133,6 +138,18 @@ OPERATIONS = [
         _exact_preconditioned_begin,
     ),
     Operation("cg_begin", 4, lambda b, x, r, p: ([x, r, p], (ops.cg_begin(b, x, r, p, scale=SCALE),)), _exact_begin),
+    Operation(
+        "cg_begin_from",
+        5,
+        _native_begin_from,
+        lambda b, x0, x, r, p: (list(reference.cg_begin_from(b, x0, SCALE)), ()),
+    ),
+    Operation(
+        "cg_restart",
+        3,
+        lambda b, r, p: ([], ops.cg_restart(b, r, p, scale=SCALE)),
+        lambda b, r, p: ([], reference.cg_restart(b, r, p, SCALE)),
+    ),
     Operation(
         "cg_finish",
         3,

@@ -376,6 +376,28 @@ def cg_begin(b: Any, x: Any, r: Any, p: Any, *, scale: float = 1.0, workspace: W
     return rr
 
 
+def cg_begin_from(
+    b: Any, x0: Any, x: Any, r: Any, p: Any, *, scale: float = 1.0, workspace: Workspace | None = None
+) -> None:
+    """The beginning of a solve from x0: x = p = scale x0, r = scale b.
+
+    A product H·x and ``cg_update(x, r, p, hx, alpha=1, alpha_x=0, beta=0, tau=tau)`` then make r and p the residual.
+    """
+    _reals(scale=scale)
+    operands = [(b, "b"), (x0, "x0"), (x, "x"), (r, "r"), (p, "p")]
+    call("cg_begin_from", operands, written=3, params=[scale, scale], workspace=workspace)
+
+
+def cg_restart(
+    b: Any, r: Any, p: Any, *, scale: float = 1.0, workspace: Workspace | None = None
+) -> tuple[Any, Any, Any]:
+    """The sums r·p, r·r and (scale b)·(scale b) in one pass, in float64."""
+    _reals(scale=scale)
+    sums = call("cg_restart", [(b, "b"), (r, "r"), (p, "p")], written=0, params=[scale], workspace=workspace)
+    rp, rr, bb = _scalars(sums, 3)
+    return rp, rr, bb
+
+
 def cg_finish(
     x: Any, r: Any, p: Any, *, deferred: float = 0.0, inverse_scale: float = 1.0, workspace: Workspace | None = None
 ) -> None:

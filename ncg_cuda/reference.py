@@ -88,6 +88,18 @@ def cg_begin(b: ArrayLike, scale: float = 1.0) -> tuple[Vector, Vector, Vector, 
     return np.zeros_like(r), r, r.copy(), float(r @ r)
 
 
+def cg_begin_from(b: ArrayLike, x0: ArrayLike, scale: float = 1.0) -> tuple[Vector, Vector, Vector]:
+    """X = p = scale x0, r = scale b: what a product and a pass B with alpha_r = 1 make the residual of x0."""
+    x = scale * _f64(x0)
+    return x, scale * _f64(b), x.copy()
+
+
+def cg_restart(b: ArrayLike, r: ArrayLike, p: ArrayLike, scale: float = 1.0) -> tuple[float, float, float]:
+    """The sums r·p, r·r and b·b, the last times scale²."""
+    b, r, p = scale * _f64(b), _f64(r), _f64(p)
+    return float(r @ p), float(r @ r), float(b @ b)
+
+
 def cg_finish(x: ArrayLike, r: ArrayLike, p: ArrayLike, *, deferred: float = 0.0, inverse_scale: float = 1.0) -> Vector:
     """(x + deferred (p - r)) inverse_scale: the step that x still missed, and the caller's units."""
     return (_f64(x) + deferred * (_f64(p) - _f64(r))) * inverse_scale

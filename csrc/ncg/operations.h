@@ -5,6 +5,7 @@
 #include "ncg/ops/accumulate.h"
 #include "ncg/ops/accumulate_curvature.h"
 #include "ncg/ops/cg_begin.h"
+#include "ncg/ops/cg_begin_from.h"
 #include "ncg/ops/cg_finish.h"
 #include "ncg/ops/cg_update.h"
 #include "ncg/ops/cg_update_deferred.h"
@@ -30,7 +31,9 @@
   X(accumulate, Accumulate)                    \
   X(accumulate_curvature, AccumulateCurvature) \
   X(cg_begin, CgBegin)                         \
+  X(cg_begin_from, CgBeginFrom)                \
   X(cg_finish, CgFinish)                       \
+  X(cg_restart, CgRestart)                     \
   X(dots, Dots)                                \
   X(magnitude, Magnitude)                      \
   X(pack, Pack)                                \
