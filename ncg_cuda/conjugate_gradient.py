@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from . import ops
-from .arrays import namespace_of, operand
+from .adapter import Adapter
+from .arrays import Operand, operand
 from .layout import Layout
 from .state import StopReason
 
@@ -72,15 +73,19 @@ def cg(
     (|b_i| near 1e14 or 1e-14 in float32) that squares would overflow or underflow.
 
     Args:
-        matvec: returns H·p for a direction p, an array like b (read-only, valid during the call only). The product is
-            *undamped* and of b's size and dtype; it may be a sequence of arrays if ``layout`` is given.
-        b: right-hand side, NumPy or CuPy array, float32 or float64, any shape. Not changed.
+        matvec: returns H·p for a direction p, an array of b's library in the solver's own memory: it may only be read,
+            and only during the call (also if it is a JAX or TensorFlow array). The product is *undamped* and of b's
+            library, shape and dtype; it may be a sequence of arrays if ``layout`` is given.
+        b: right-hand side, of any shape, float32 or float64: an array of NumPy, CuPy, torch (read as if detached), JAX,
+            TensorFlow (eager), or any library with DLPack (then matvec gets NumPy arrays, on a GPU arrays of CuPy or
+            torch). The solve is made on its device and the current stream; on a GPU, TensorFlow's matvec costs a
+            synchronisation per call. Not changed.
         tau: damping added to the diagonal, >= 0.
         cg_tol: stop at residual norm <= cg_tol * |b|; >= 0.
         max_iter: most iterations, >= 1.
         x0: start, an array like b; zero by default. Not changed.
         callback: called as callback(iteration, x, residual_norm) after each iteration; x is the solver's own array:
-            copy it to keep it.
+            copy it to keep it (a JAX or TensorFlow array is a copy already).
         verify: check a claim of convergence by one more product, and go on or report STAGNATED if it does not hold.
             By default, only claims below 1e-4 (float32) or 1e-9 (float64) are checked.
         layout: where tensors stand in b, if matvec returns one array per tensor.
@@ -117,22 +122,14 @@ def cg(
         )
     if not (max_iter >= 1 and math.isfinite(max_iter) and int(max_iter) == max_iter):
         raise ValueError(f"max_iter: {max_iter}; at least one iteration is needed")
-    xp = namespace_of(b)
-    if isinstance(b, xp.ndarray) and not b.flags.c_contiguous:
-        b = xp.ascontiguousarray(b)
-    like = operand(b, "b")
-    if x0 is not None:
-        start = operand(xp.ascontiguousarray(x0) if isinstance(x0, xp.ndarray) else x0, "x0")
-        if (start.size, start.dtype, start.device) != (like.size, like.dtype, like.device):
-            raise ValueError(
-                f"x0: {start.size} elements of {start.dtype} on {start.device}, but b has {like.size} of {like.dtype} "
-                f"on {like.device}; all must be the same"
-            )
-        if not bool(b.any()):
-            x0 = None  # b = 0: the solution is 0, wherever the start
-    solve = _Solve(matvec, b, x0, tau, float(cg_tol), int(max_iter), layout)
-    solve.run(callback, _BELIEVED[like.dtype] if verify is None else math.inf if verify else 0.0)
-    return solve.result()
+    arrays = Adapter(b, "b")
+    with arrays.guard():
+        start = None if x0 is None else arrays.start(x0, "x0")
+        if start is not None and arrays.memory.peak(arrays.vector(arrays.operand)) == 0.0:
+            start = None  # b = 0: the solution is 0, wherever the start
+        solve = _Solve(matvec, arrays, start, tau, cg_tol, int(max_iter), layout)
+        solve.run(callback, _BELIEVED[arrays.dtype] if verify is None else math.inf if verify else 0.0)
+        return solve.result()
 
 
 class _Solve:
@@ -141,44 +138,45 @@ class _Solve:
     def __init__(
         self,
         matvec: Callable[[Any], Any],
-        b: Any,
+        arrays: Adapter,
         x0: Any,
         tau: float,
         cg_tol: float,
         max_iter: int,
         layout: Layout | None,
     ) -> None:
-        self.xp = namespace_of(b)
+        self.arrays = arrays
         self.matvec, self.tau, self.cg_tol, self.max_iter, self.layout = matvec, tau, cg_tol, max_iter, layout
         self.products = 0
         self.verified = False
         self.residual_norm: float | None = None
-        self.b, self.x0 = b, x0
+        self.b, self.x0 = arrays.vector(arrays.operand), x0
         self.scale = 1.0
         segments = 0 if layout is None else len(layout.shapes)
-        self.workspace = ops.Workspace(operand(b, "b"), b, segments)
+        self.workspace = ops.Workspace(arrays.operand, segments, arrays.memory)
         self._begin()
         scale = self._wanted_scale()
         if scale != 1.0:
             self.scale = scale
-            self.b = b * b.dtype.type(scale)
-            self.x0 = None if x0 is None else x0 * b.dtype.type(scale)
+            self.b = arrays.scaled(self.b, scale)
+            self.x0 = None if x0 is None else arrays.scaled(x0, scale)
             self._begin()
 
     def _begin(self) -> None:
+        copy = self.arrays.memory.copy
         self.state = dict.fromkeys(ops.STATE_FIELDS, 0.0)
-        finfo = np.finfo(self.b.dtype)
+        finfo = np.finfo(self.arrays.dtype)
         self._set(
             tau=self.tau, cg_tol=self.cg_tol, max_iter=self.max_iter, eps=float(finfo.eps), largest=float(finfo.max)
         )
         if self.x0 is None:
-            self.x = self.xp.zeros_like(self.b)
-            self.r = self.b.copy()
+            self.x = self.arrays.zeros()
+            self.r = copy(self.b)
         else:
-            self.x = self.xp.array(self.x0, dtype=self.b.dtype, order="C").reshape(self.b.shape)
+            self.x = copy(self.x0)
             self.r = self.p = self.x  # for the check of overlaps; replaced at once
-            self.r = self.b - self._flat(self._product(self.x)) - self.b.dtype.type(self.tau) * self.x
-        self.p = self.r.copy()
+            self.r = self._residual()
+        self.p = copy(self.r)
         ops.call(
             "dots", [(self.r, "r"), (self.b, "b")], written=0, workspace=self.workspace, in_solve=True
         )  # two names of one vector where x0 is zero: b is not written
@@ -187,66 +185,52 @@ class _Solve:
     def _set(self, **values: float) -> None:
         """Write fields of the state block."""
         self.state.update(values)
-        block = np.array([self.state[name] for name in ops.STATE_FIELDS])
-        self.workspace.state[:] = self.xp.asarray(block)
+        self.workspace.write_state(self.state)
 
     def _poll(self) -> StopReason:
         """Read the state block (on a GPU: wait for it)."""
-        block = self.workspace.state
-        values = block if isinstance(block, np.ndarray) else block.get()
-        self.state = dict(zip(ops.STATE_FIELDS, values.tolist(), strict=True))
+        self.state = self.workspace.read_state()
         return StopReason(int(self.state["stop"]))
 
     def _wanted_scale(self) -> float:
-        low, high = _SAFE[str(self.b.dtype)]
-        mean = max(self.state["rr"], self.state["bb"]) / self.b.size
+        low, high = _SAFE[self.arrays.dtype]
+        mean = max(self.state["rr"], self.state["bb"]) / self.arrays.size
         if low <= mean <= high:
             return 1.0
-        peak = float(self.xp.abs(self.b).max())
+        peak = self.arrays.memory.peak(self.b)
         if not (math.isfinite(peak) and peak > 0):
             return 1.0  # b = 0, or not finite: nothing that a scale would mend
         # neither the scale nor its inverse may leave the range of normal numbers
-        limit = int(np.finfo(self.b.dtype).maxexp) - 2
+        limit = int(np.finfo(self.arrays.dtype).maxexp) - 2
         return math.ldexp(1.0, max(-limit, min(limit, -math.frexp(peak)[1])))
 
     def _product(self, p: Any) -> Any:
         """H·p, checked."""
-        view = p.view()
-        if isinstance(view, np.ndarray):
-            view.flags.writeable = False
-        hp = self.matvec(view)
+        hp = self.matvec(self.arrays.lend(p))
         self.products += 1
         if isinstance(hp, (list, tuple)):
             if self.layout is None:
                 raise TypeError("matvec: returned a sequence of arrays; give cg(..., layout=Layout(shapes)) for that")
-            return [self._apart(part, p) for part in self.layout.checked(hp, "matvec")]
-        if not isinstance(hp, self.xp.ndarray):
-            raise TypeError(
-                f"matvec: returned {type(hp).__name__}; it must return an array like b ({type(p).__name__})"
-            )
-        if hp.dtype != p.dtype:
-            raise TypeError(
-                f"matvec: returned dtype {hp.dtype}, but b has {p.dtype}; convert the product or b with .astype"
-            )
-        if hp.shape != p.shape:
-            raise ValueError(
-                f"matvec: returned shape {tuple(hp.shape)}, but b has {tuple(p.shape)}; they must be the same"
-            )
-        return self._apart(self.xp.ascontiguousarray(hp), p)
+            parts = self.layout.checked(hp, "matvec")
+            return [
+                self._apart(self.arrays.described(part, f"matvec's product {i}"), p) if self.layout.lengths[i] else part
+                for i, part in enumerate(parts)
+            ]
+        return self._apart(self.arrays.product(hp), p)
 
-    def _apart(self, hp: Any, p: Any) -> Any:
+    def _apart(self, hp: Operand, p: Any) -> Operand:
         """The product, copied where it shares memory with a vector that pass B writes."""
-        if hp.size == 0:
-            return hp
-        described = operand(hp, "matvec's product")
-        return hp.copy() if any(described.overlaps(operand(v, "")) for v in (self.x, self.r, p)) else hp
+        shared = any(hp.overlaps(operand(v, "")) for v in (self.x, self.r, p))
+        return self.arrays.copied(hp) if shared else hp
 
-    def _flat(self, hp: Any) -> Any:
-        """A product as one array like b."""
-        if isinstance(hp, (list, tuple)):
-            assert self.layout is not None
-            return self.layout.pack(hp).reshape(self.b.shape)
-        return hp
+    def _residual(self) -> Any:
+        """The true residual of x, by a product."""
+        hp = self._product(self.x)
+        if self.layout is not None and isinstance(hp, list):
+            hx = self.arrays.pack(hp, self.layout)
+        else:
+            hx = self.arrays.vector(hp)
+        return self.b - hx - self.tau * self.x
 
     def run(self, callback: Callback | None, believed: float) -> None:
         stop = self._poll()
@@ -259,7 +243,11 @@ class _Solve:
             before = self.state["iteration"]
             stop = self._poll()
             if callback is not None and self.state["iteration"] > before:
-                callback(int(self.state["iteration"]), self._unscaled(), math.sqrt(self.state["rr"]) / self.scale)
+                callback(
+                    int(self.state["iteration"]),
+                    self.arrays.show(self._unscaled()),
+                    math.sqrt(self.state["rr"]) / self.scale,
+                )
             if stop is StopReason.CONVERGED:
                 if self.state["rr"] < believed**2 * self.state["bb"]:
                     stop, refuted = self._verify(refuted)
@@ -270,7 +258,7 @@ class _Solve:
         """One product says whether the claim holds. If not, the true residual goes into the recursion (p keeps its
         memory: restarting it loses the superlinear convergence), until that stops helping.
         """
-        true = self.b - self._flat(self._product(self.x)) - self.b.dtype.type(self.tau) * self.x
+        true = self._residual()
         rr = float(ops.dots(true, true)[0])
         self.verified, self.residual_norm = True, math.sqrt(rr) if rr >= 0 else math.nan
         verdict = StopReason.STAGNATED
@@ -295,19 +283,19 @@ class _Solve:
         return rr <= self.cg_tol**2 * self.state["bb"]
 
     def _unscaled(self) -> Any:
-        return self.x if self.scale == 1.0 else self.x * self.b.dtype.type(1.0 / self.scale)
+        return self.x if self.scale == 1.0 else self.arrays.scaled(self.x, 1.0 / self.scale)
 
     def result(self) -> CGResult:
         s = self.state
         residual = math.sqrt(s["rr"]) if self.residual_norm is None else self.residual_norm
         with np.errstate(over="ignore"):
             x = self._unscaled()
-        if self.scale != 1.0 and not bool(self.xp.isfinite(x).all()):
+        if self.scale != 1.0 and not self.arrays.memory.finite(x):
             s = {**s, "stop": float(StopReason.BREAKDOWN)}  # the solution is beyond the largest number of its dtype
-            x = self.xp.zeros_like(x) if self.x0 is None else self.xp.array(self.x0 / self.b.dtype.type(self.scale))
+            x = self.arrays.zeros() if self.x0 is None else self.arrays.scaled(self.x0, 1.0 / self.scale)
             residual = math.nan
         return CGResult(
-            x=x,
+            x=self.arrays.give(x),
             iterations=int(s["iteration"]),
             residual_norm=residual / self.scale,
             rhs_norm=math.sqrt(s["bb"]) / self.scale,

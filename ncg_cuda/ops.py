@@ -1,11 +1,20 @@
 """The fused operations on arrays: what :mod:`ncg_cuda.reference` specifies, run by the native engines.
 
-Arrays are C-contiguous NumPy arrays (or CuPy arrays where the native core has a CUDA engine and there is a GPU; the
-operation is then queued on CuPy's current stream and the sums come back as CuPy float64 scalars, without
-synchronisation). Any shape is taken as flat; dtypes are float32 or float64, the same for all operands of a call.
-``hp``, the product H·p, may also be a sequence of arrays, one per tensor of a model: it is then read where it stands,
-as the flat vector of :class:`ncg_cuda.Layout` (tensors on multiples of 16 elements; the padding of the other operands
-must be zero).
+Arrays are C-contiguous arrays of NumPy, CuPy, torch or any library with DLPack (JAX, TensorFlow's eager tensors), read
+where they stand. Any shape is taken as flat; dtypes are float32 or float64, the same for all operands of a call, and so
+is the device. ``hp``, the product H·p, may also be a sequence of arrays, one per tensor of a model: it is then read
+where it stands, as the flat vector of :class:`ncg_cuda.Layout` (tensors on multiples of 16 elements; the padding of the
+other operands must be zero).
+
+On the CPU the sums are Python floats. On a GPU (with a CUDA engine) the operation is queued on the current stream of
+the library that the written arrays belong to, without synchronisation, and the sums stay on the device, as scalars of
+torch or CuPy; where a workspace is given they are views of it, valid until its next use. Where libraries are mixed,
+each waits for the other's work on the arrays. For JAX and TensorFlow arrays alone, CuPy's current stream is used
+(torch's if only torch is imported).
+
+JAX and TensorFlow arrays are immutable: they are read, but not taken where an operation writes. A torch tensor that
+requires grad is read as if detached; it is written only within ``torch.no_grad()``. Operations run eagerly only: not in
+``jax.jit``, ``tf.function`` or ``torch.compile``.
 
 Float32 sums are added in float32 over at most 256 elements and in float64 beyond, in an order that depends on the
 vector's length alone: the same bits for any number of threads, and whether ``hp`` is flat or a sequence.
@@ -26,8 +35,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import _core
-from .arrays import CPU, DTYPES, Operand, check_together, namespace_of, operand
+from .arrays import DTYPES, Operand, check_together, operand
+from .dlpack import CPU
+from .immutable import Immutable
 from .layout import Layout
+from .libraries import NUMPY, TORCH, Owner
+from .streams import launch_for
 
 CHUNK: int = _core.CHUNK
 """Elements that one block or one thread takes at a time."""
@@ -47,31 +60,52 @@ _SUMS = 4  # of any operation
 class Workspace:
     """Everything an operation needs beside its operands. A solve owns one; two solves that share none never meet.
 
+    On a GPU, a workspace belongs to the stream that is current when it is made.
+
     Args:
-        like: an operand of the calls to come.
+        like: an operand of the calls to come: an array, or an :class:`Operand`.
         segments: the most tensors that ``hp`` will come in.
+        library: whose memory it takes; by default that of ``like``.
     """
 
-    def __init__(self, like: Operand, array: Any, segments: int = 0) -> None:
-        xp = namespace_of(array)
-        self.device = like.device
-        self.size = like.size
-        self.state = xp.zeros(len(STATE_FIELDS), dtype=np.float64)
-        self.sums = xp.zeros(_SUMS, dtype=np.float64)
-        self._partials = xp.empty(_core.partials_size(like.size, segments), dtype=np.float64)
-        self._ticket = xp.zeros(2, dtype=np.uint32)
+    def __init__(self, like: Any, segments: int = 0, library: Owner | None = None) -> None:
+        o = like if isinstance(like, Operand) else operand(like, "like")
+        if o.device == CPU:
+            library = NUMPY
+        elif library is None:
+            library = o.library.memory(o.device, o.name) if isinstance(o.library, Immutable) else _owner(o)
+        self.library, self.device, self.size = library, o.device, o.size
+        fields = len(STATE_FIELDS)
+        self._small = library.zeros(fields + _SUMS + 1, "float64", o.device)
+        self.state, self.sums = self._small[:fields], self._small[fields : fields + _SUMS]
+        self._partials = library.empty(_core.partials_size(o.size, segments), "float64", o.device)
+        self.state_address = library.describe(self._small, None).address
+        self.sums_address = self.state_address + 8 * fields
         self.addresses = {
-            "partials": operand(self._partials, "workspace").address,
-            "ticket": self._ticket.ctypes.data if like.device == CPU else self._ticket.data.ptr,
+            "partials": library.describe(self._partials, None).address,
+            "ticket": self.sums_address + 8 * _SUMS,  # two uint32
         }
-        self.state_address = operand(self.state, "workspace").address
-        self.sums_address = operand(self.sums, "workspace").address
+
+    def read_state(self) -> dict[str, float]:
+        """The state block on the host; on a GPU, waits for the current stream."""
+        return dict(zip(STATE_FIELDS, self.library.read(self.state), strict=True))
+
+    def write_state(self, state: dict[str, float]) -> None:
+        """Write the state block."""
+        self.library.write(self.state, np.array([state[name] for name in STATE_FIELDS]))
+
+
+def _owner(o: Operand) -> Owner:
+    assert isinstance(o.library, Owner)
+    return o.library
 
 
 class Table:
     """A sequence of arrays, seen as one flat operand."""
 
-    def __init__(self, tensors: Sequence[Any], name: str, layout: Layout | None, like: Operand) -> None:
+    def __init__(
+        self, tensors: Sequence[Any], name: str, layout: Layout | None, like: Operand, stream: int | None
+    ) -> None:
         if not tensors:
             raise ValueError(f"{name}: an empty sequence; give one array per tensor")
         if layout is None:
@@ -86,7 +120,7 @@ class Table:
             if length == 0:
                 self.segments[i, 0] = 0
                 continue
-            part = operand(tensor, f"{name}[{i}]")
+            part = tensor if isinstance(tensor, Operand) else operand(tensor, f"{name}[{i}]", stream=stream)
             if part.size != length:
                 raise ValueError(f"{part.name}: {part.size} elements, but the layout has {length}")
             if part.dtype != like.dtype:
@@ -118,17 +152,21 @@ def call(
 ) -> Any:
     """Check the operands and run one operation; the sums as an array, or None as a pass of a solve.
 
-    The first of ``operands`` may be a sequence of arrays; the last ``written`` are written.
+    An operand is an array or an :class:`Operand`. The first one may be a sequence of arrays; the last ``written`` are
+    written.
     """
-    described = [
-        operand(array, label, written=i >= len(operands) - written)
-        for i, (array, label) in enumerate(operands)
-        if i > 0 or not isinstance(array, (list, tuple))
-    ]
+    launch = launch_for(operands, written)
+    stream = None if launch is None else launch.stream
     first, label = operands[0]
-    table = None
-    if isinstance(first, (list, tuple)):
-        table = Table(first, label, layout, described[-1])
+    tensors = first if isinstance(first, (list, tuple)) else None
+    reads = len(operands) - written
+    described = [
+        array if isinstance(array, Operand) else operand(array, name, written=i >= reads, stream=stream)
+        for i, (array, name) in enumerate(operands)
+        if i > 0 or tensors is None
+    ]
+    like = described[-1]
+    table = None if tensors is None else Table(tensors, label, layout, like, stream)
     check_together(described, written)
     if table is not None:
         for out in described[len(described) - written :] if written else []:
@@ -137,10 +175,9 @@ def call(
                     raise ValueError(
                         f"{out.name} and {part.name} overlap in memory, and {out.name} is written; copy one"
                     )
-    like = described[-1]
     segments = 0 if table is None else len(table.segments)
     if workspace is None:
-        workspace = Workspace(like, operands[-1][0], segments)
+        workspace = Workspace(like, segments, None if launch is None else launch.library)
     elif workspace.size != like.size or workspace.device != like.device:
         raise ValueError(
             f"workspace: made for {workspace.size} elements on {workspace.device}, but {like.name} has {like.size} on "
@@ -152,15 +189,26 @@ def call(
     where = {"segments": 0 if table is None else table.segments.ctypes.data, "segment_count": segments}
     sums = {"state": workspace.state_address} if in_solve else {"params": list(params), "out": workspace.sums_address}
     run = getattr(_core, name)
-    if like.device == CPU:
+    if launch is None:
         run(False, DTYPES[like.dtype], like.size, addresses, **where, **sums, **workspace.addresses)
     else:
         _check_alignment(described)
-        import cupy
-
-        with cupy.cuda.Device(int(like.device.partition(":")[2])):
-            stream = cupy.cuda.get_current_stream().ptr
-            run(True, DTYPES[like.dtype], like.size, addresses, **where, **sums, **workspace.addresses, stream=stream)
+        if workspace.library is not launch.library:
+            raise ValueError(
+                f"workspace: made by {workspace.library.name}, but the operation is queued on a stream of "
+                f"{launch.library.name}, which the written arrays belong to; make one from one of them"
+            )
+        used = described if table is None else [*described, *table.parts]
+        with launch.guard():
+            launch.join(used)
+            run(
+                True, DTYPES[like.dtype], like.size, addresses, **where, **sums, **workspace.addresses,
+                stream=launch.stream,
+            )  # fmt: skip
+            launch.part(used)
+    for out in described[len(described) - written :] if written else []:
+        if out.library is TORCH:
+            TORCH.wrote(out.array)
     return None if in_solve else workspace.sums
 
 
