@@ -117,7 +117,7 @@ def test_any_shape_is_flat() -> None:
 
 def test_workspace_is_reused() -> None:
     hp, p = vectors(2, 5000, np.float32)
-    workspace = ops.Workspace(ops.operand(p, "p"), p)
+    workspace = ops.Workspace(p)
     first = ops.damped_curvature(hp, p, 0.1, workspace=workspace)
     assert ops.damped_curvature(hp, p, 0.1, workspace=workspace) == first == ops.damped_curvature(hp, p, 0.1)
     with pytest.raises(ValueError, match="workspace: made for 5000 elements"):
