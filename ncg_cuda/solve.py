@@ -48,7 +48,8 @@ class Solve:
         segments = 0 if system.layout is None else len(system.layout.shapes)
         self.workspace = Workspace(b, segments, arrays.memory)
         self.x, self.r, self.p = (self._vector(name) for name in "xrp")
-        self.acc = self._vector("acc") if len(system.parts) > 1 else None
+        plain = len(system.parts) == 1 and system.parts[0][1] == 1.0
+        self.acc = None if plain else self._vector("acc")
         self.update = "cg_update_deferred" if defer_x else "cg_update"
         self.products = 0
 
@@ -94,7 +95,7 @@ class Solve:
     def iterate(self) -> None:
         """The products, pass A and pass B. Does nothing to the vectors once the state block says stop."""
         parts = self.system.parts
-        if self.acc is None or self.m is not None:
+        if self.acc is None or self.m is not None or len(parts) == 1:
             hp = self.product(self.p)
             if self.m is None:
                 self._pass("damped_curvature", [hp, self.p], written=0)
