@@ -50,6 +50,11 @@ class Jax(Immutable):
     def wrap(self, vector: Any, shape: tuple[int, ...], like: Any, memory: Owner) -> Any:
         jax = sys.modules["jax"]
         array = jax.dlpack.from_dlpack(vector.reshape(shape))
+        if array.dtype != like.dtype:
+            raise TypeError(
+                f"b: {like.dtype}, but JAX's 64-bit mode is off and its arrays are of {array.dtype}; call "
+                "jax.config.update('jax_enable_x64', True)"
+            )
         # JAX refuses to compute with arrays of two devices, also where both are parts of one CPU
         return array if array.devices() == like.devices() else jax.device_put(array, like.sharding)
 

@@ -355,7 +355,7 @@ def gpu_library(needed_for: str) -> Owner:
         ImportError: neither is there.
     """
     for name, library in (("cupy", CUPY), ("torch", TORCH)):
-        if name in sys.modules:
+        if sys.modules.get(name) is not None:
             return library
     try:
         import cupy  # noqa: F401 - the adapter finds it in sys.modules
