@@ -158,8 +158,8 @@ def check_numbers(*, tau: Any, cg_tol: Any, max_iter: Any) -> None:
 def _why_no_op() -> str | None:
     if in_xla():
         return (
-            "this function is compiled by XLA, which has no kernel for it. With one GPU, Keras asks for XLA unless told "
-            "otherwise: model.compile(..., jit_compile=False)"
+            "this function is compiled by XLA, which has no kernel for it. Where TensorFlow sees a GPU, Keras asks for "
+            "XLA unless told otherwise: model.compile(..., jit_compile=False)"
         )
     try:
         from . import oplib

@@ -5,6 +5,7 @@ Every case gives a dict of NumPy arrays; :func:`differences` compares two of the
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -58,29 +59,37 @@ def packing_truth(shapes: list[tuple[int, ...]], dtype: str) -> dict[str, np.nda
     return {"packed": flat, "negated": -flat, "views": -np.concatenate([t.ravel() for t in tensors])}
 
 
-def solving(
-    device: str, shapes: list[tuple[int, ...]], dtype: str, *, shift: float = 0.0, graph: bool = True, path: str = "op"
-) -> dict[str, np.ndarray]:
-    """A solve with a diagonal matrix: the direction and how it ended."""
+def solve_function(
+    device: str, shapes: list[tuple[int, ...]], dtype: str, *, iterations: int, shift: float = 0.0, path: str = "op"
+) -> tuple[Callable[..., Any], tuple[Any, Any]]:
+    """A solve with a diagonal matrix, as a Python function that a ``tf.function`` may wrap, and its arguments."""
 
-    def go(b: list[Any], diagonal: list[Any]) -> Any:
+    def solve(b: list[Any], diagonal: list[Any]) -> Any:
         with tf.device(device):
             x, report = solver.solve(
                 lambda p: [d * v for d, v in zip(diagonal, p, strict=True)],
                 b,
                 tau=TAU,
                 cg_tol=1e-12,
-                max_iter=ITERATIONS,
+                max_iter=iterations,
                 path=path,
             )
             direction = tf.concat([tf.reshape(t, [-1]) for t in x], 0)
         return direction, report.iterations, report.stop_reason, report.residual_norm, report.rhs_norm
 
-    run = tf.function(go, autograph=False) if graph else go
     with tf.device(device):
         b = [tf.constant(t) for t in tensors_of(shapes, dtype, 1)]
         diagonal = [tf.constant(t) for t in spectrum(shapes, dtype, shift)]
-    x, iterations, stop, *norms = run(b, diagonal)
+    return solve, (b, diagonal)
+
+
+def solving(
+    device: str, shapes: list[tuple[int, ...]], dtype: str, *, shift: float = 0.0, graph: bool = True
+) -> dict[str, np.ndarray]:
+    """A few iterations of the op on the device: the direction and how the solve ended."""
+    solve, arguments = solve_function(device, shapes, dtype, iterations=ITERATIONS, shift=shift)
+    run = tf.function(solve, autograph=False) if graph else solve
+    x, iterations, stop, *norms = run(*arguments)
     return {"x": x.numpy(), "ended": np.array([iterations, stop]), "norms": np.array(norms)}
 
 
@@ -128,7 +137,7 @@ def training(device: str, dtype: str, path: str, steps: int = 3) -> dict[str, np
                 [
                     keras.Input((10, 10, 1)),
                     layers.Conv2D(6, 3, activation="tanh"),
-                    layers.AveragePooling2D(),
+                    layers.AveragePooling2D(2),
                     layers.Conv2D(7, 3, activation="tanh"),
                     layers.Flatten(),
                     layers.Dense(4),

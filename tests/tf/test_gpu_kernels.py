@@ -1,4 +1,4 @@
-"""The GPU kernels of the op without a GPU: registered, linked to nothing of CUDA, and run on the CPU by the emulator."""
+"""The GPU kernels of the op without a GPU: registered, linked to no CUDA library, run on the CPU by the emulator."""
 
 from __future__ import annotations
 

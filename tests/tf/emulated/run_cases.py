@@ -51,9 +51,9 @@ def main(library: str) -> dict[str, object]:
 
     def counted(iterations: int) -> list[int]:
         before, after = Counts(), Counts()
-        cases.ITERATIONS = iterations
+        solve, arguments = cases.solve_function(CPU, cases.SHAPES["161 tensors"], "float32", iterations=iterations)
         native.ncg_emulated_counts(ctypes.byref(before))
-        cases.solving(CPU, cases.SHAPES["161 tensors"], "float32")
+        tf.function(solve, autograph=False)(*arguments)
         native.ncg_emulated_counts(ctypes.byref(after))
         return [getattr(after, name) - getattr(before, name) for name, _ in Counts._fields_]
 
