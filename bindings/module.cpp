@@ -12,6 +12,7 @@
 #include "ncg/cpu/openmp.h"
 #include "ncg/operations.h"
 #ifdef NCG_WITH_CUDA
+#include "ncg/cuda/graph/loop.h"
 #include "ncg/cuda/launch.h"
 #endif
 
@@ -29,24 +30,52 @@ int default_threads() {
 
 int num_threads = default_threads();
 
-template <class Op, bool kInSolve>
+template <class Op, class F>
 void run_on_cpu(const ncg::Call& call) {
-  ncg::with_driver<Op, kInSolve>(call, [&](const auto& driver) {
-    ncg::cpu::run<Op, typename Op::Scalar>(ncg::vectors_of<Op>(call), call.n, driver, call.partials,
-                                           ncg::cpu::OpenMp{num_threads});
+  ncg::with_driver<Op>(call, [&](const auto& driver) {
+    ncg::cpu::run<Op, typename Op::Scalar, F>(ncg::vectors_of<Op>(call), call.n, driver, call.partials,
+                                              ncg::cpu::OpenMp{num_threads});
   });
+}
+
+template <template <class> class Functor>
+const char* run_on_cpu_as(ncg::Dtype dtype, const ncg::Call* call) {
+  if (dtype == ncg::Dtype::kFloat32) {
+    run_on_cpu<Functor<float>, float>(*call);
+  } else if (dtype == ncg::Dtype::kFloat64) {
+    run_on_cpu<Functor<double>, double>(*call);
+  } else if constexpr (Functor<float>::kTakesTable) {
+    run_on_cpu<Functor<float>, ncg::Bfloat16>(*call);
+  } else {
+    return "this operation takes no bfloat16 operand";
+  }
+  return nullptr;
+}
+
+template <class T>
+void unpack_as(const ncg::Call& call) {
+  ncg::cpu::unpack<T>(static_cast<const T*>(call.operand[1]), call.table, call.n, static_cast<T>(call.params[0]),
+                      ncg::cpu::OpenMp{num_threads});
+}
+
+const char* unpack_on_cpu(ncg::Dtype dtype, const ncg::Call* call) {
+  if (dtype == ncg::Dtype::kFloat64) {
+    unpack_as<double>(*call);
+  } else {
+    unpack_as<float>(*call);
+  }
+  return nullptr;
 }
 
 using Launch = const char* (*)(ncg::Dtype, const ncg::Call*);
 
-template <template <class> class Functor, bool kInSolve>
-void bind_operation(py::module_& module, const char* name, [[maybe_unused]] Launch launch) {
-  using Op = Functor<float>;
-  auto run = [name, launch](bool on_gpu, int dtype, std::int64_t n, const std::vector<std::uintptr_t>& operands,
-                            std::uintptr_t segments, std::int64_t segment_count, std::uintptr_t state,
-                            const std::vector<double>& params, std::uintptr_t out, std::uintptr_t partials,
-                            std::uintptr_t ticket, std::uintptr_t stream) {
-    if (operands.size() != Op::kVectors || params.size() > ncg::kMaxParams) {
+void bind_operation(py::module_& module, const char* name, std::size_t operand_count, Launch on_cpu_launch,
+                    Launch on_gpu_launch) {
+  auto run = [=](bool on_gpu, int dtype, std::int64_t n, const std::vector<std::uintptr_t>& operands,
+                 std::uintptr_t segments, std::int64_t segment_count, std::uintptr_t state,
+                 const std::vector<double>& params, std::uintptr_t out, std::uintptr_t partials, std::uintptr_t ticket,
+                 std::uintptr_t stream) {
+    if (operands.size() != operand_count || params.size() > ncg::kMaxParams) {
       throw std::invalid_argument(std::string(name) + ": wrong number of operands or scalars");
     }
     ncg::Call call{};
@@ -59,17 +88,11 @@ void bind_operation(py::module_& module, const char* name, [[maybe_unused]] Laun
     call.partials = reinterpret_cast<double*>(partials);
     call.ticket = reinterpret_cast<void*>(ticket);
     call.stream = reinterpret_cast<void*>(stream);
-    const auto type = static_cast<ncg::Dtype>(dtype);
-    const char* error = nullptr;
-    {
+    const Launch launch = on_gpu ? on_gpu_launch : on_cpu_launch;
+    const char* error = "this build has no CUDA engine";
+    if (launch != nullptr) {
       const py::gil_scoped_release release;
-      if (on_gpu) {
-        error = launch != nullptr ? launch(type, &call) : "this build has no CUDA engine";
-      } else if (type == ncg::Dtype::kFloat32) {
-        run_on_cpu<Functor<float>, kInSolve>(call);
-      } else {
-        run_on_cpu<Functor<double>, kInSolve>(call);
-      }
+      error = launch(static_cast<ncg::Dtype>(dtype), &call);
     }
     if (error != nullptr) throw std::runtime_error(std::string(name) + ": " + error);
   };
@@ -82,10 +105,11 @@ void bind_operation(py::module_& module, const char* name, [[maybe_unused]] Laun
 // name -> (vectors read, vectors written) by one call: what a benchmark counts bytes from
 py::dict traffic() {
   py::dict vectors;
-#define NCG_TRAFFIC(name, Functor, in_solve) \
-  vectors[#name] = py::make_tuple(int{ncg::Functor<float>::kVectors}, int{ncg::Functor<float>::kWritten});
+#define NCG_TRAFFIC(name, Functor) \
+  vectors[#name] = py::make_tuple(int{ncg::Functor<float>::kReads}, int{ncg::Functor<float>::kWritten});
   NCG_OPERATIONS(NCG_TRAFFIC)
 #undef NCG_TRAFFIC
+  vectors["unpack"] = py::make_tuple(1, 1);
   return vectors;
 }
 
@@ -95,6 +119,28 @@ std::vector<std::string> state_fields() {
       NCG_STATE_FIELDS(NCG_NAME)
 #undef NCG_NAME
   };
+}
+
+// The loop of a solve in a CUDA graph; addresses are integers, as everywhere here.
+std::uint64_t loop_open([[maybe_unused]] std::uintptr_t stream, [[maybe_unused]] std::uintptr_t body,
+                        [[maybe_unused]] std::uintptr_t state) {
+  const char* error = "this build has no CUDA engine";
+  std::uint64_t handle = 0;
+#ifdef NCG_WITH_CUDA
+  error = ncg_cuda_loop_open(reinterpret_cast<void*>(stream), reinterpret_cast<void*>(body),
+                             reinterpret_cast<ncg::CgState*>(state), &handle);
+#endif
+  if (error != nullptr) throw std::runtime_error(std::string("loop_open: ") + error);
+  return handle;
+}
+
+void loop_close([[maybe_unused]] std::uintptr_t body, [[maybe_unused]] std::uintptr_t state,
+                [[maybe_unused]] std::uint64_t handle) {
+  const char* error = "this build has no CUDA engine";
+#ifdef NCG_WITH_CUDA
+  error = ncg_cuda_loop_close(reinterpret_cast<void*>(body), reinterpret_cast<ncg::CgState*>(state), handle);
+#endif
+  if (error != nullptr) throw std::runtime_error(std::string("loop_close: ") + error);
 }
 
 py::tuple cuda_status() {
@@ -116,9 +162,11 @@ PYBIND11_MODULE(_core, module) {
 #else
 #define NCG_LAUNCHER(name) nullptr
 #endif
-#define NCG_BIND(name, Functor, in_solve) bind_operation<ncg::Functor, in_solve>(module, #name, NCG_LAUNCHER(name));
+#define NCG_BIND(name, Functor) \
+  bind_operation(module, #name, ncg::Functor<float>::kVectors, &run_on_cpu_as<ncg::Functor>, NCG_LAUNCHER(name));
   NCG_OPERATIONS(NCG_BIND)
 #undef NCG_BIND
+  bind_operation(module, "unpack", 2, &unpack_on_cpu, NCG_LAUNCHER(unpack));
   module.def("partials_size", [](std::int64_t n, std::int64_t segment_count) {
 #ifdef NCG_WITH_CUDA
     const std::int64_t table = ncg_cuda_table_bytes(segment_count) / static_cast<std::int64_t>(sizeof(double));
@@ -127,6 +175,8 @@ PYBIND11_MODULE(_core, module) {
 #endif
     return ncg::partials_size(n) + table;
   });
+  module.def("loop_open", &loop_open, py::arg("stream"), py::arg("body"), py::arg("state"));
+  module.def("loop_close", &loop_close, py::arg("body"), py::arg("state"), py::arg("handle"));
   module.def("state_fields", &state_fields);
   module.def("traffic", &traffic);
   module.def("cuda_status", &cuda_status);

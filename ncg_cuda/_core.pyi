@@ -24,12 +24,27 @@ class _Operation(Protocol):
 CHUNK: int
 LANES: int
 openmp: bool
-damped_curvature: _Operation
+accumulate: _Operation
+accumulate_curvature: _Operation
+cg_begin: _Operation
+cg_begin_from: _Operation
+cg_finish: _Operation
+cg_restart: _Operation
 cg_update: _Operation
-weighted_step: _Operation
+cg_update_deferred: _Operation
+damped_curvature: _Operation
 dots: _Operation
+magnitude: _Operation
+pack: _Operation
+preconditioned_begin: _Operation
+preconditioned_curvature: _Operation
+preconditioned_update: _Operation
+unpack: _Operation
+weighted_step: _Operation
 
 def partials_size(n: int, segment_count: int) -> int: ...
+def loop_open(stream: int, body: int, state: int) -> int: ...
+def loop_close(body: int, state: int, handle: int) -> None: ...
 def state_fields() -> list[str]: ...
 def traffic() -> dict[str, tuple[int, int]]: ...
 def cuda_status() -> tuple[str | None, int, str]: ...

@@ -9,6 +9,10 @@ from typing import Any
 from . import ops, reference
 
 TAU, ALPHA_X, ALPHA_R, BETA, LR = 0.3, 0.7, 0.5, 0.2, -0.1
+DEFERRED, SCALE, WEIGHT = 0.6, 0.5, 0.25
+
+
+Result = tuple[list[Any], tuple[float, ...]]
 
 
 @dataclass(frozen=True)
@@ -17,23 +21,91 @@ class Operation:
 
     name: str
     vectors: int
-    native: Callable[..., tuple[list[Any], tuple[float, ...]]]
-    exact: Callable[..., tuple[list[Any], tuple[float, ...]]]
+    native: Callable[..., Result]
+    exact: Callable[..., Result]
     takes_table: bool = False
-    """Whether v0 may be a sequence of arrays."""
+    """Whether v0 may be a sequence of arrays, and bfloat16."""
+    variant: str = ""
+    """What tells this row from another of the same operation."""
+    moved: int | None = None
+    """Vectors read and written, where it is not what ops.VECTORS_MOVED says."""
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.variant})" if self.variant else self.name
 
 
-def _native_update(hp: Any, x: Any, r: Any, p: Any) -> tuple[list[Any], tuple[float, ...]]:
+def _native_update(hp: Any, x: Any, r: Any, p: Any) -> Result:
     rr = ops.cg_update(x, r, p, hp, alpha=ALPHA_R, alpha_x=ALPHA_X, beta=BETA, tau=TAU)
     return [x, r, p], (rr,)
 
 
-def _exact_update(hp: Any, x: Any, r: Any, p: Any) -> tuple[list[Any], tuple[float, ...]]:
+def _exact_update(hp: Any, x: Any, r: Any, p: Any) -> Result:
     x, r, p, rr = reference.cg_update(x, r, p, hp, alpha_x=ALPHA_X, alpha_r=ALPHA_R, beta=BETA, tau=TAU)
     return [x, r, p], (rr,)
 
 
-def _exact_step(w: Any, d: Any, g: Any) -> tuple[list[Any], tuple[float, ...]]:
+def _deferred(moves: bool) -> tuple[Callable[..., Result], Callable[..., Result]]:
+    common: dict[str, Any] = {"beta": BETA, "tau": TAU, "alpha_x": ALPHA_X, "deferred": DEFERRED, "x_moves": moves}
+
+    def native(hp: Any, x: Any, r: Any, p: Any) -> Result:
+        rr = ops.cg_update_deferred(x, r, p, hp, alpha=ALPHA_R, **common)
+        return [x, r, p], (rr,)
+
+    def exact(hp: Any, x: Any, r: Any, p: Any) -> Result:
+        x, r, p, rr = reference.cg_update_deferred(x, r, p, hp, alpha_r=ALPHA_R, **common)
+        return [x, r, p], (rr,)
+
+    return native, exact
+
+
+def _native_preconditioned_update(hp: Any, m: Any, x: Any, r: Any, p: Any) -> Result:
+    sums = ops.preconditioned_update(x, r, p, hp, m, alpha=ALPHA_R, alpha_x=ALPHA_X, beta=BETA, tau=TAU)
+    return [x, r, p], sums
+
+
+def _exact_preconditioned_update(hp: Any, m: Any, x: Any, r: Any, p: Any) -> Result:
+    x, r, p, *sums = reference.preconditioned_update(
+        x, r, p, hp, m, alpha_x=ALPHA_X, alpha_r=ALPHA_R, beta=BETA, tau=TAU
+    )
+    return [x, r, p], tuple(sums)
+
+
+def _exact_begin(b: Any, x: Any, r: Any, p: Any) -> Result:
+    x, r, p, rr = reference.cg_begin(b, SCALE)
+    return [x, r, p], (rr,)
+
+
+def _native_begin_from(b: Any, x0: Any, x: Any, r: Any, p: Any) -> Result:
+    ops.cg_begin_from(b, x0, x, r, p, scale=SCALE)
+    return [x, r, p], ()
+
+
+def _exact_preconditioned_begin(b: Any, m: Any, x: Any, r: Any, p: Any) -> Result:
+    x, r, p, *sums = reference.preconditioned_begin(b, m, SCALE)
+    return [x, r, p], tuple(sums)
+
+
+def _native_accumulate(hv: Any, acc: Any) -> Result:
+    ops.accumulate(acc, hv, WEIGHT)
+    return [acc], ()
+
+
+def _exact_accumulate_curvature(hv: Any, p: Any, acc: Any) -> Result:
+    total, *sums = reference.accumulate_curvature(acc, hv, p, WEIGHT, TAU)
+    return [total], tuple(sums)
+
+
+def _native_pack(tensors: Any, flat: Any) -> Result:
+    ops.pack(tensors, flat, SCALE)
+    return [flat], ()
+
+
+def _native_finish(r: Any, p: Any, x: Any) -> Result:
+    ops.cg_finish(x, r, p, deferred=DEFERRED, inverse_scale=1 / SCALE)
+    return [x], ()
+
+
+def _exact_step(w: Any, d: Any, g: Any) -> Result:
     w, gd, gg, dd = reference.weighted_step(w, d, g, LR)
     return [w], (gd, gg, dd)
 
@@ -47,6 +119,59 @@ OPERATIONS = [
         takes_table=True,
     ),
     Operation("cg_update", 4, _native_update, _exact_update, takes_table=True),
+    Operation("cg_update_deferred", 4, *_deferred(True), takes_table=True),
+    Operation("cg_update_deferred", 4, *_deferred(False), takes_table=True, variant="x stays", moved=5),
+    Operation(
+        "preconditioned_curvature",
+        3,
+        lambda hp, p, m: ([], ops.preconditioned_curvature(hp, p, m, TAU)),
+        lambda hp, p, m: ([], reference.preconditioned_curvature(hp, p, m, TAU)),
+        takes_table=True,
+    ),
+    Operation(
+        "preconditioned_update", 5, _native_preconditioned_update, _exact_preconditioned_update, takes_table=True
+    ),
+    Operation(
+        "preconditioned_begin",
+        5,
+        lambda b, m, x, r, p: ([x, r, p], ops.preconditioned_begin(b, m, x, r, p, scale=SCALE)),
+        _exact_preconditioned_begin,
+    ),
+    Operation("cg_begin", 4, lambda b, x, r, p: ([x, r, p], (ops.cg_begin(b, x, r, p, scale=SCALE),)), _exact_begin),
+    Operation(
+        "cg_begin_from",
+        5,
+        _native_begin_from,
+        lambda b, x0, x, r, p: (list(reference.cg_begin_from(b, x0, SCALE)), ()),
+    ),
+    Operation(
+        "cg_restart",
+        3,
+        lambda b, r, p: ([], ops.cg_restart(b, r, p, scale=SCALE)),
+        lambda b, r, p: ([], reference.cg_restart(b, r, p, SCALE)),
+    ),
+    Operation(
+        "cg_finish",
+        3,
+        _native_finish,
+        lambda r, p, x: ([reference.cg_finish(x, r, p, deferred=DEFERRED, inverse_scale=1 / SCALE)], ()),
+    ),
+    Operation(
+        "accumulate",
+        2,
+        _native_accumulate,
+        lambda hv, acc: ([reference.accumulate(acc, hv, WEIGHT)], ()),
+        takes_table=True,
+    ),
+    Operation(
+        "accumulate_curvature",
+        3,
+        lambda hv, p, acc: ([acc], ops.accumulate_curvature(acc, hv, p, WEIGHT, TAU)),
+        _exact_accumulate_curvature,
+        takes_table=True,
+    ),
+    Operation("pack", 2, _native_pack, lambda tensors, flat: ([reference.pack(tensors, SCALE)], ()), takes_table=True),
+    Operation("magnitude", 1, lambda a: ([], (ops.magnitude(a),)), lambda a: ([], (reference.magnitude(a),))),
     Operation("weighted_step", 3, lambda w, d, g: ([w], ops.weighted_step(w, d, g, LR)), _exact_step),
     Operation("dots", 2, lambda a, b: ([], ops.dots(a, b)), lambda a, b: ([], reference.dots(a, b))),
 ]

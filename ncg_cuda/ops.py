@@ -149,8 +149,9 @@ def call(
     addresses = [d.address for d in described]
     if table is not None:
         addresses.insert(0, 0)
-    where = {"segments": 0 if table is None else table.segments.ctypes.data, "segment_count": segments}
-    sums = {"state": workspace.state_address} if in_solve else {"params": list(params), "out": workspace.sums_address}
+    where: dict[str, Any] = {"segments": 0 if table is None else table.segments.ctypes.data, "segment_count": segments}
+    sums = {"state": workspace.state_address} if in_solve else {"out": workspace.sums_address}
+    where["params"] = list(params)
     run = getattr(_core, name)
     if like.device == CPU:
         run(False, DTYPES[like.dtype], like.size, addresses, **where, **sums, **workspace.addresses)
@@ -274,6 +275,201 @@ def weighted_step(w: Any, d: Any, g: Any, lr: float, *, workspace: Workspace | N
     sums = call("weighted_step", [(d, "d"), (g, "g"), (w, "w")], written=1, params=[lr], workspace=workspace)
     gd, gg, dd = _scalars(sums, 3)
     return gd, gg, dd
+
+
+def cg_update_deferred(
+    x: Any,
+    r: Any,
+    p: Any,
+    hp: Any,
+    *,
+    alpha: float,
+    beta: float,
+    tau: float = 0.0,
+    alpha_x: float | None = None,
+    deferred: float = 0.0,
+    x_moves: bool = True,
+    layout: Layout | None = None,
+    workspace: Workspace | None = None,
+) -> Any:
+    """Pass B that leaves x alone in every second iteration: 8 vectors moved on average instead of 9.
+
+    As :func:`cg_update`, but x is neither read nor written unless ``x_moves``; then it also makes up for the step that
+    it missed: x += deferred (p - r) + alpha_x p, with the old p and r and deferred = alpha / beta of that step.
+
+    Returns:
+        r·r in float64.
+    """
+    tau = check_tau(tau)
+    alpha_x = alpha if alpha_x is None else alpha_x
+    _reals(alpha=alpha, alpha_x=alpha_x, beta=beta, deferred=deferred)
+    params = [alpha_x, alpha, beta, tau, deferred, float(bool(x_moves))]
+    operands = [(hp, "hp"), (x, "x"), (r, "r"), (p, "p")]
+    sums = call("cg_update_deferred", operands, written=3, params=params, workspace=workspace, layout=layout)
+    (rr,) = _scalars(sums, 1)
+    return rr
+
+
+def preconditioned_begin(
+    b: Any, m: Any, x: Any, r: Any, p: Any, *, scale: float = 1.0, workspace: Workspace | None = None
+) -> tuple[Any, Any]:
+    """The beginning of a solve with the diagonal preconditioner M = diag(1 / m): x = 0, r = scale b, p = m r.
+
+    Returns:
+        (r·z, r·r) in float64, with z = m r.
+    """
+    _reals(scale=scale)
+    operands = [(b, "b"), (m, "m"), (x, "x"), (r, "r"), (p, "p")]
+    rz, rr = _scalars(call("preconditioned_begin", operands, written=3, params=[scale], workspace=workspace), 2)
+    return rz, rr
+
+
+def preconditioned_curvature(
+    hp: Any, p: Any, m: Any, tau: float = 0.0, *, layout: Layout | None = None, workspace: Workspace | None = None
+) -> tuple[Any, Any, Any, Any]:
+    """Pass A of CG with the diagonal preconditioner M = diag(1 / m); arguments as in :func:`damped_curvature`.
+
+    Returns:
+        (p·q, q·m q, q·q, p·p) in float64, with q = hp + tau p.
+    """
+    tau = check_tau(tau)
+    operands = [(hp, "hp"), (p, "p"), (m, "m")]
+    sums = call("preconditioned_curvature", operands, written=0, params=[tau], workspace=workspace, layout=layout)
+    pq, qmq, qq, pp = _scalars(sums, 4)
+    return pq, qmq, qq, pp
+
+
+def preconditioned_update(
+    x: Any,
+    r: Any,
+    p: Any,
+    hp: Any,
+    m: Any,
+    *,
+    alpha: float,
+    beta: float,
+    tau: float = 0.0,
+    alpha_x: float | None = None,
+    layout: Layout | None = None,
+    workspace: Workspace | None = None,
+) -> tuple[Any, Any]:
+    """Pass B of CG with the diagonal preconditioner M = diag(1 / m): as :func:`cg_update`, but p = m r + beta p.
+
+    Returns:
+        (r·z, r·r) of the new r in float64, with z = m r.
+    """
+    tau = check_tau(tau)
+    alpha_x = alpha if alpha_x is None else alpha_x
+    _reals(alpha=alpha, alpha_x=alpha_x, beta=beta)
+    params = [alpha_x, alpha, beta, tau]
+    operands = [(hp, "hp"), (m, "m"), (x, "x"), (r, "r"), (p, "p")]
+    sums = call("preconditioned_update", operands, written=3, params=params, workspace=workspace, layout=layout)
+    rz, rr = _scalars(sums, 2)
+    return rz, rr
+
+
+def cg_begin(b: Any, x: Any, r: Any, p: Any, *, scale: float = 1.0, workspace: Workspace | None = None) -> Any:
+    """The beginning of a solve: x = 0, r = p = scale b. Returns r·r in float64."""
+    _reals(scale=scale)
+    operands = [(b, "b"), (x, "x"), (r, "r"), (p, "p")]
+    (rr,) = _scalars(call("cg_begin", operands, written=3, params=[scale], workspace=workspace), 1)
+    return rr
+
+
+def cg_begin_from(
+    b: Any, x0: Any, x: Any, r: Any, p: Any, *, scale: float = 1.0, workspace: Workspace | None = None
+) -> None:
+    """The beginning of a solve from x0: x = p = scale x0, r = scale b.
+
+    A product H·x and ``cg_update(x, r, p, hx, alpha=1, alpha_x=0, beta=0, tau=tau)`` then make r and p the residual.
+    """
+    _reals(scale=scale)
+    operands = [(b, "b"), (x0, "x0"), (x, "x"), (r, "r"), (p, "p")]
+    call("cg_begin_from", operands, written=3, params=[scale, scale], workspace=workspace)
+
+
+def cg_restart(
+    b: Any, r: Any, p: Any, *, scale: float = 1.0, workspace: Workspace | None = None
+) -> tuple[Any, Any, Any]:
+    """The sums r·p, r·r and (scale b)·(scale b) in one pass, in float64."""
+    _reals(scale=scale)
+    sums = call("cg_restart", [(b, "b"), (r, "r"), (p, "p")], written=0, params=[scale], workspace=workspace)
+    rp, rr, bb = _scalars(sums, 3)
+    return rp, rr, bb
+
+
+def cg_finish(
+    x: Any, r: Any, p: Any, *, deferred: float = 0.0, inverse_scale: float = 1.0, workspace: Workspace | None = None
+) -> None:
+    """The end of a solve, in place: x = (x + deferred (p - r)) inverse_scale."""
+    _reals(deferred=deferred, inverse_scale=inverse_scale)
+    params = [deferred, inverse_scale]
+    call("cg_finish", [(r, "r"), (p, "p"), (x, "x")], written=1, params=params, workspace=workspace)
+
+
+def accumulate(
+    acc: Any, hv: Any, weight: float = 1.0, *, layout: Layout | None = None, workspace: Workspace | None = None
+) -> None:
+    """One more micro-batch of a product, in place: acc += weight hv.
+
+    Args:
+        acc: the sum so far, n elements, updated. :func:`pack` writes its first part.
+        hv: this micro-batch's product: an array like ``acc``, or a sequence of arrays.
+        weight: this micro-batch's share.
+        layout: see :func:`damped_curvature`.
+        workspace: see :func:`damped_curvature`.
+    """
+    _reals(weight=weight)
+    call("accumulate", [(hv, "hv"), (acc, "acc")], written=1, params=[weight], workspace=workspace, layout=layout)
+
+
+def accumulate_curvature(
+    acc: Any,
+    hv: Any,
+    p: Any,
+    weight: float = 1.0,
+    tau: float = 0.0,
+    *,
+    layout: Layout | None = None,
+    workspace: Workspace | None = None,
+) -> tuple[Any, Any, Any]:
+    """The last micro-batch of a product and pass A in one: acc += weight hv, and the sums with q = acc + tau p.
+
+    Moves 4 vectors, where :func:`accumulate` and :func:`damped_curvature` move 5.
+
+    Returns:
+        (p·q, q·q, p·p) in float64.
+    """
+    tau = check_tau(tau)
+    _reals(weight=weight)
+    operands = [(hv, "hv"), (p, "p"), (acc, "acc")]
+    params = [weight, tau]
+    sums = call("accumulate_curvature", operands, written=1, params=params, workspace=workspace, layout=layout)
+    pq, qq, pp = _scalars(sums, 3)
+    return pq, qq, pp
+
+
+def pack(
+    tensors: Any, flat: Any, scale: float = 1.0, *, layout: Layout | None = None, workspace: Workspace | None = None
+) -> None:
+    """Tensors into one flat vector, in one pass: flat = scale tensors, with zeros between them.
+
+    Args:
+        tensors: a sequence of arrays, one per tensor, or one array like ``flat``.
+        flat: n elements, overwritten: the buffer of an allreduce, or the first part of a sum.
+        scale: factor.
+        layout: see :func:`damped_curvature`.
+        workspace: see :func:`damped_curvature`.
+    """
+    _reals(scale=scale)
+    operands = [(tensors, "tensors"), (flat, "flat")]
+    call("pack", operands, written=1, params=[scale], workspace=workspace, layout=layout)
+
+
+def magnitude(a: Any, *, workspace: Workspace | None = None) -> Any:
+    """The sum of the absolute values, in float64."""
+    (total,) = _scalars(call("magnitude", [(a, "a")], written=0, workspace=workspace), 1)
+    return total
 
 
 def dots(a: Any, b: Any, *, workspace: Workspace | None = None) -> tuple[Any, Any, Any]:

@@ -32,14 +32,14 @@ def compare(operation: Operation, inputs: list[np.ndarray], native_first: object
         assert abs(got - want) <= 8 * eps * scale
 
 
-@pytest.mark.parametrize("operation", OPERATIONS, ids=lambda o: o.name)
+@pytest.mark.parametrize("operation", OPERATIONS, ids=str)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("n", SIZES)
 def test_agrees_with_reference(operation: Operation, dtype: type, n: int) -> None:
     compare(operation, vectors(operation.vectors, n, dtype))
 
 
-@pytest.mark.parametrize("operation", OPERATIONS, ids=lambda o: o.name)
+@pytest.mark.parametrize("operation", OPERATIONS, ids=str)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_agrees_with_reference_on_millions(operation: Operation, dtype: type) -> None:
     compare(operation, vectors(operation.vectors, 3_000_017, dtype))
@@ -61,7 +61,7 @@ def _threads() -> object:
 
 
 @pytest.mark.usefixtures("_threads")
-@pytest.mark.parametrize("operation", OPERATIONS, ids=lambda o: o.name)
+@pytest.mark.parametrize("operation", OPERATIONS, ids=str)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_same_bits_for_any_number_of_threads_and_every_run(operation: Operation, dtype: type) -> None:
     inputs = vectors(operation.vectors, 40 * ops.CHUNK + 19, dtype)
@@ -82,7 +82,7 @@ SHAPES = {
 }
 
 
-@pytest.mark.parametrize("operation", [o for o in OPERATIONS if o.takes_table], ids=lambda o: o.name)
+@pytest.mark.parametrize("operation", [o for o in OPERATIONS if o.takes_table], ids=str)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shapes", SHAPES.values(), ids=SHAPES)
 def test_table_gives_the_bits_of_flat(operation: Operation, dtype: type, shapes: list[tuple[int, ...]]) -> None:

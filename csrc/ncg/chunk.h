@@ -17,7 +17,7 @@ constexpr std::int64_t kRun = 256;     // float32 terms added in float32: relati
 constexpr std::int64_t kLanes = 16;    // independent accumulators of a run; also the alignment of a table's segments
 constexpr int kMaxVectors = 8;         // of one operation
 constexpr int kMaxSums = 4;            // of one operation
-constexpr int kMaxParams = 4;          // of one operation
+constexpr int kMaxParams = 6;          // of one operation
 
 NCG_HD constexpr std::int64_t chunk_count(std::int64_t n) { return (n + kChunk - 1) / kChunk; }
 

@@ -33,20 +33,21 @@ enum class StopReason : int {
   X(iteration)    /* finished iterations */                                                        \
   X(rr)           /* r.r, recomputed by pass B */                                                  \
   X(bb)           /* b.b */                                                                        \
-  X(tol_rr)       /* max(cg_tol, eps)^2 bb */                                                                \
+  X(tol_rr)       /* max(cg_tol, eps)^2 bb */                                                      \
   X(pq)           /* of the last pass A, as are qq and pp */                                       \
   X(qq)                                                                                            \
   X(pp)                                                                                            \
   X(alpha_x)      /* step of x; differs from alpha_r only in the last step along negative curvature */ \
   X(alpha_r)      /* step of r */                                                                  \
   X(beta)                                                                                          \
-  X(rr_predicted) /* alpha^2 qq - rr */                                                            \
-  X(drift)        /* largest |recomputed - predicted| / max(rr before, rr after) so far */         \
+  X(rz_predicted) /* alpha^2 q.M^-1 q - rz */                                                      \
+  X(drift)        /* largest |recomputed - predicted| / max(rz before, rz after) so far */         \
   X(pending)      /* StopReason that takes effect after this pass B */                             \
   X(rr_first)     /* r.r at the start */                                                           \
   X(products)     /* passes A so far */                                                            \
-  /* room for a preconditioned solve (r.z and its kin) without another shape */                    \
-  X(reserved0) X(reserved1) X(reserved2)
+  X(rz)           /* r.z of the preconditioned residual z = M^-1 r; rr where there is no M */      \
+  X(deferred)     /* x is still to be moved by deferred (p - r); 0: x is up to date */             \
+  X(scale)        /* power of two by which b and x are multiplied during the solve */
 // clang-format on
 
 struct CgState {
@@ -66,32 +67,48 @@ NCG_HD double as_double(StopReason reason) { return static_cast<double>(static_c
 
 NCG_HD bool is_finite(double v) { return v - v == 0.0; }
 
-// Before the first iteration: what r.r and b.b say.
-NCG_HD void begin(CgState& s, double rr, double bb) {
+// The power of two that brings numbers of this mean size near 1; 1 where their squares are safe as they are, even after
+// the residual has become small. Neither it nor its inverse leaves the range of normal numbers.
+NCG_HD double choose_scale(double mean, double largest) {
+  const int limit = std::ilogb(largest);  // 127 for float32
+  if (mean == 0.0) return 1.0;
+  if (!is_finite(mean)) return std::ldexp(1.0, 8 - limit);  // the sum overflowed, or b is not finite, which begin sees
+  const int exponent = std::ilogb(mean);
+  if (-limit / 4 <= exponent && exponent <= limit / 4) return 1.0;
+  const int wanted = -exponent;
+  return std::ldexp(1.0, wanted > limit - 2 ? limit - 2 : (wanted < 2 - limit ? 2 - limit : wanted));
+}
+
+// Before the first iteration: what r.z, r.r and b.b say. Without a preconditioner rz = rr.
+NCG_HD void begin(CgState& s, double rz, double rr, double bb) {
+  s.rz = rz;
   s.rr = s.rr_first = rr;
   s.bb = bb;
   // A recursive residual below eps |b| is rounding: going on, its directions nearly cancel and the solve runs away.
   const double tol = s.cg_tol > s.eps ? s.cg_tol : s.eps;
   s.tol_rr = tol * tol * bb;
-  if (!is_finite(rr) || !is_finite(bb)) {
+  if (!is_finite(rz) || !is_finite(rr) || !is_finite(bb)) {
     s.stop = as_double(StopReason::kBreakdown);
   } else if (rr <= s.tol_rr) {
     s.stop = as_double(StopReason::kConverged);
   } else if (s.max_iter < 1.0) {
     s.stop = as_double(StopReason::kMaxIter);
+  } else if (rz <= 0.0) {  // M is not positive definite
+    s.stop = as_double(StopReason::kBreakdown);
   }
 }
 
 // After pass A. r.q = p.q in CG, so the next r.r is predicted as alpha^2 qq - rr, and beta is known before pass B,
 // which can then update x, r and p together (Rupp et al., ACM TOMS 2016). Pass B recomputes r.r for the next alpha:
-// without that, float32 diverges (Chen and Carson, SISC 2020).
-NCG_HD void after_curvature(CgState& s, double pq, double qq, double pp) {
+// without that, float32 diverges (Chen and Carson, SISC 2020). With a preconditioner M the identity is another one:
+// r.z is predicted as alpha^2 q.M^-1 q - rz (`qmq`; without M it is qq).
+NCG_HD void after_curvature(CgState& s, double pq, double qmq, double qq, double pp) {
   s.products += 1.0;
   s.pq = pq;
   s.qq = qq;
   s.pp = pp;
   s.alpha_x = s.alpha_r = s.beta = 0.0;
-  if (!is_finite(pq) || !is_finite(qq) || !is_finite(pp)) {
+  if (!is_finite(pq) || !is_finite(qmq) || !is_finite(qq) || !is_finite(pp)) {
     s.stop = as_double(StopReason::kBreakdown);
     return;
   }
@@ -99,30 +116,30 @@ NCG_HD void after_curvature(CgState& s, double pq, double qq, double pp) {
   if (pq <= floor) {
     // Keep the last x; before the first step there is none, so take steepest descent scaled by |curvature|.
     const double scale = std::fabs(pq) > floor ? std::fabs(pq) : floor;
-    if (s.iteration == 0.0 && scale > 0.0 && s.rr / scale <= s.largest) {
-      s.alpha_x = s.rr / scale;
+    if (s.iteration == 0.0 && scale > 0.0 && s.rz / scale <= s.largest) {
+      s.alpha_x = s.rz / scale;
       s.pending = as_double(StopReason::kNegativeCurvature);
     } else {
       s.stop = as_double(StopReason::kNegativeCurvature);
     }
     return;
   }
-  const double alpha = s.rr / pq;
-  const double predicted = alpha * alpha * qq - s.rr;
-  const double beta = predicted > 0.0 ? predicted / s.rr : 0.0;
+  const double alpha = s.rz / pq;
+  const double predicted = alpha * alpha * qmq - s.rz;
+  const double beta = predicted > 0.0 ? predicted / s.rz : 0.0;
   if (!(alpha <= s.largest && beta <= s.largest && is_finite(predicted))) {
     s.stop = as_double(StopReason::kBreakdown);
     return;
   }
   s.alpha_x = s.alpha_r = alpha;
   s.beta = beta;
-  s.rr_predicted = predicted;
+  s.rz_predicted = predicted;
 }
 
-// After pass B, with the recomputed r.r.
-NCG_HD void after_update(CgState& s, double rr) {
+// After pass B, with the recomputed r.z and r.r.
+NCG_HD void after_update(CgState& s, double rz, double rr) {
   s.iteration += 1.0;
-  if (!is_finite(rr)) {
+  if (!is_finite(rz) || !is_finite(rr)) {
     s.stop = as_double(StopReason::kBreakdown);
     return;
   }
@@ -130,15 +147,27 @@ NCG_HD void after_update(CgState& s, double rr) {
     s.stop = s.pending;
     return;
   }
-  // A symmetric, constant matvec predicts rr to rounding: the largest miss is a free alarm for one that is not.
-  const double miss = std::fabs(rr - s.rr_predicted) / (s.rr > rr ? s.rr : rr);
+  // A symmetric, constant matvec predicts rz to rounding: the largest miss is a free alarm for one that is not.
+  const double miss = std::fabs(rz - s.rz_predicted) / (s.rz > rz ? s.rz : rz);
   if (miss > s.drift) s.drift = miss;
+  s.rz = rz;
   s.rr = rr;
   if (rr <= s.tol_rr) {
     s.stop = as_double(StopReason::kConverged);
   } else if (s.iteration >= s.max_iter) {
     s.stop = as_double(StopReason::kMaxIter);
+  } else if (rz <= 0.0) {
+    s.stop = as_double(StopReason::kBreakdown);
   }
+}
+
+// Below this beta, p - r has lost too many digits of beta times the old p to give its step back: no deferring.
+constexpr double kDeferrableBeta = 1e-2;
+
+// Whether pass B moves x now, rather than leave the step to the next one, which can rebuild the old p as (p - r) /
+// beta.
+NCG_HD bool moves_x(const CgState& s) {
+  return s.deferred != 0.0 || !(s.beta >= kDeferrableBeta) || s.pending != 0.0 || s.iteration + 1.0 >= s.max_iter;
 }
 
 }  // namespace ncg

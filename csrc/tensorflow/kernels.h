@@ -184,6 +184,7 @@ struct CgBeginOp : Kernel<CgBeginOp<Device, T>> {
     start.state.max_iter = ctx->input(3).scalar<std::int32_t>()();
     start.state.eps = std::numeric_limits<T>::epsilon();
     start.state.largest = std::numeric_limits<T>::max();
+    start.state.scale = 1.0;  // the caller has scaled b
     TF_RETURN_IF_ERROR(device.write(data(*block), &start, sizeof(start)));
     Call call{};
     call.operand[0] = data(b);

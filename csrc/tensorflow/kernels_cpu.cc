@@ -45,37 +45,15 @@ class Cpu {
   }
   absl::Status write(void* to, const void* host, std::size_t bytes) { return copy(to, host, bytes); }
 
-#define NCG_METHOD(name, Functor, in_solve)                                                        \
+#define NCG_METHOD(name, Functor)                                                                  \
   absl::Status name(const Call& call) {                                                            \
-    with_driver<Functor<T>, in_solve>(call, [&](const auto& driver) {                              \
+    with_driver<Functor<T>>(call, [&](const auto& driver) {                                        \
       cpu::run<Functor<T>, T>(vectors_of<Functor<T>>(call), call.n, driver, call.partials, pool_); \
     });                                                                                            \
     return absl::OkStatus();                                                                       \
   }
   NCG_OPERATIONS(NCG_METHOD)
 #undef NCG_METHOD
-
-  absl::Status pack(const Call& call) {
-    T* to = static_cast<T*>(call.operand[1]);
-    const T scale = static_cast<T>(call.params[0]);
-    for (std::int64_t s = 0; s < call.table.count; ++s) {
-      const Segment& segment = call.table.segments[s];
-      const T* in = static_cast<const T*>(segment.data);
-      T* out = to + segment.offset;
-      for (std::int64_t j = 0; j < segment.length; ++j) out[j] = scale * in[j];
-      for (std::int64_t j = segment.length; j < padded(segment.length); ++j) out[j] = T(0);
-    }
-    return absl::OkStatus();
-  }
-
-  absl::Status cg_begin(Call call) {
-    const std::size_t bytes = static_cast<std::size_t>(call.n) * sizeof(T);
-    if (bytes > 0) std::memset(call.operand[1], 0, bytes);
-    TF_RETURN_IF_ERROR(copy(call.operand[2], call.operand[0], bytes));
-    TF_RETURN_IF_ERROR(copy(call.operand[3], call.operand[0], bytes));
-    call.operand[1] = call.operand[0];
-    return dots(call);
-  }
 
  private:
   Pool pool_;

@@ -20,12 +20,12 @@ class Gpu {
 
   absl::Status status() const { return stream_.status(); }
   static std::int64_t table_room(std::int64_t count) {
-    return table_numbers(count) + kMaxSums + 1;  // also sums and ticket of `pack` below
+    return ncg_cuda_table_bytes(count) / static_cast<std::int64_t>(sizeof(double));
   }
   absl::Status copy(void* to, const void* from, std::size_t bytes) { return stream_.copy(to, from, bytes); }
   absl::Status write(void* to, const void* host, std::size_t bytes) { return stream_.write(to, host, bytes); }
 
-#define NCG_METHOD(name, ...)                               \
+#define NCG_METHOD(name, Functor)                           \
   absl::Status name(Call call) {                            \
     call.stream = stream_.handle();                         \
     return launched(#name, ncg_cuda_##name(kDtype, &call)); \
@@ -33,28 +33,7 @@ class Gpu {
   NCG_OPERATIONS(NCG_METHOD)
 #undef NCG_METHOD
 
-  // Until the engine has these two operations: the same from those that it has.
-  absl::Status pack(Call call) {  // flat = 0 + scale tensors
-    call.operand[2] = call.operand[1];
-    call.out = call.partials + partials_size(call.n) + table_numbers(call.table.count);
-    call.ticket = call.out + kMaxSums;
-    TF_RETURN_IF_ERROR(stream_.zero(call.ticket, sizeof(double)));
-    TF_RETURN_IF_ERROR(stream_.zero(call.operand[1], static_cast<std::size_t>(call.n) * sizeof(T)));
-    return weighted_step(call);
-  }
-  absl::Status cg_begin(Call call) {  // x = 0, r = p = b
-    const std::size_t bytes = static_cast<std::size_t>(call.n) * sizeof(T);
-    TF_RETURN_IF_ERROR(stream_.zero(call.operand[1], bytes));
-    TF_RETURN_IF_ERROR(copy(call.operand[2], call.operand[0], bytes));
-    TF_RETURN_IF_ERROR(copy(call.operand[3], call.operand[0], bytes));
-    call.operand[1] = call.operand[0];
-    return dots(call);
-  }
-
  private:
-  static std::int64_t table_numbers(std::int64_t count) {
-    return ncg_cuda_table_bytes(count) / static_cast<std::int64_t>(sizeof(double));
-  }
   static constexpr Dtype kDtype = sizeof(T) == sizeof(float) ? Dtype::kFloat32 : Dtype::kFloat64;
 
   static absl::Status launched(const char* name, const char* error) {

@@ -42,11 +42,6 @@ class Stream {
     Address target(to, bytes);
     return stream_->Memcpy(&target, host, bytes);
   }
-  absl::Status zero(void* to, std::size_t bytes) {
-    if (bytes == 0) return absl::OkStatus();
-    Address target(to, bytes);
-    return stream_->MemZero(&target, bytes);
-  }
 
  private:
   // StreamExecutor's type of a device address has had several names; this is the one that its streams take.

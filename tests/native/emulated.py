@@ -5,24 +5,26 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 CSRC = HERE.parents[1] / "csrc"
 COMMON = ["-std=c++17", "-O1", "-g1", "-ffp-contract=fast", "-Wno-unknown-pragmas", "-Wno-psabi", "-DNCG_MAX_BLOCKS=2"]
 ENGINE = "ncg/cuda/engine.cuh"
+TABLE = "ncg/cuda/table.cuh"
 
 # name: (file, text as it stands, text with the fault, sanitizer that must see it)
 FAULTS = {
     "missing barrier after the warps' sums": (
         ENGINE,
-        "warp_sums[m * kWarps + warp] = sum;\n    }\n    __syncthreads();\n    if (threadIdx.x < S) {",
-        "warp_sums[m * kWarps + warp] = sum;\n    }\n    if (threadIdx.x < S) {",
+        "= sum;\n      }\n      __syncthreads();\n      if (threadIdx.x < S) {",
+        "= sum;\n      }\n      if (threadIdx.x < S) {",
         "address",
     ),
     "missing barrier before the next chunk": (
         ENGINE,
-        "    __syncthreads();  // before the next chunk overwrites warp_sums\n",
+        "      __syncthreads();  // before the next chunk overwrites warp_sums\n",
         "",
         "thread",
     ),
@@ -34,27 +36,27 @@ FAULTS = {
     ),
     "off by one in a 16-byte access": (
         ENGINE,
-        "} else if (kFull || i + W <= n) {",
-        "} else if (kFull || i + W <= n + 1) {",
+        "  if (kFull || i + W <= n) {\n    quad =",
+        "  if (kFull || i + W <= n + 1) {\n    quad =",
         "address",
     ),
     "misaligned segment read as 16 bytes": (
-        ENGINE,
-        "left >= Quad<T>::kWidth && reinterpret_cast<std::uintptr_t>(data) % sizeof(Quad<T>) == 0",
-        "left >= Quad<T>::kWidth",
+        TABLE,
+        "left >= Q::kWidth && reinterpret_cast<std::uintptr_t>(data) % sizeof(Q) == 0",
+        "left >= Q::kWidth",
         "address",
     ),
-    "missing tail": (ENGINE, "          if (i + j < n) vectors.flat[k][i + j] = quad[q][k].at[j];\n", "", "address"),
+    "missing tail": (ENGINE, "      if (i + j < n) at[i + j] = quad.at[j];\n", "", "address"),
     "a chunk forgotten": (
         ENGINE,
-        "c < chunks; c += gridDim.x) {",
-        "c < chunks - (chunks > 1); c += gridDim.x) {",
+        "turn < chunks; turn += gridDim.x) {",
+        "turn < chunks - (chunks > 1); turn += gridDim.x) {",
         "address",
     ),
     "shared memory one too small": (
         ENGINE,
-        "NCG_SHARED(double, warp_sums, kWarps* S);",
-        "NCG_SHARED(double, warp_sums, kWarps* S - 1);",
+        "NCG_SHARED(double, warp_sums, kWarps*(S > 0 ? S : 1));",
+        "NCG_SHARED(double, warp_sums, kWarps*(S > 0 ? S : 1) - 1);",
         "address",
     ),
     "a shuffle that half a warp skips": (
@@ -81,7 +83,6 @@ def sources_with(fault: str, where: Path) -> Path:
 def build(where: Path, sanitizer: str, sources: Path = CSRC) -> Path:
     """Compile the check with ``address`` (and undefined) or ``thread`` sanitizer; returns the program."""
     compiler = os.environ.get("CXX", "g++")
-    emulator = where / f"emulator-{sanitizer}.o"
     program = where / f"check-{sanitizer}"
     include = [f"-I{HERE / 'emulator'}", f"-I{sources}"]
     if sanitizer == "thread":
@@ -89,17 +90,19 @@ def build(where: Path, sanitizer: str, sources: Path = CSRC) -> Path:
     else:
         flags = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
         own = flags
-    subprocess.run(
-        [compiler, *COMMON, *own, *include, "-c", str(HERE / "emulator" / "emulator.cc"), "-o", str(emulator)],
-        check=True,
-    )
-    objects = [str(emulator)]
-    for source in (sources / "ncg/cuda/launch.cu", HERE / "check_engine.cc"):
+    jobs = [(HERE / "emulator" / "emulator.cc", own)]
+    jobs += [(source, flags) for source in (HERE / "check_engine.cc", *sorted((sources / "ncg/cuda").glob("*.cu")))]
+
+    def compile_one(job: tuple[Path, list[str]]) -> str:
+        source, options = job
         target = where / f"{source.stem}-{sanitizer}.o"
         subprocess.run(
-            [compiler, *COMMON, *flags, *include, "-x", "c++", "-c", str(source), "-o", str(target)], check=True
+            [compiler, *COMMON, *options, *include, "-x", "c++", "-c", str(source), "-o", str(target)], check=True
         )
-        objects.append(str(target))
+        return str(target)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        objects = list(pool.map(compile_one, jobs))
     subprocess.run([compiler, *flags, *objects, "-o", str(program)], check=True)
     return program
 

@@ -15,7 +15,9 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-_KERNEL = re.compile(r"Function : _ZN3ncg4cuda4passINS_\d+(\w+?)I([fd])EE.*?NS_\d+(Direct|InSolve)I.*?PlaceE(\d)E")
+_KERNEL = re.compile(
+    r"Function : _ZN3ncg4cuda4passINS_\d+(\w+?)I([fd])EE[fd](f|d|NS_\d+Bfloat16E)NS_\d+(Direct|InSolve)I.*?PlaceE(\d)E"
+)
 _INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\d+\s+)?([A-Z][A-Z0-9_.]*)")
 
 
@@ -26,6 +28,7 @@ class Kernel:
     arch: str
     operation: str
     dtype: str
+    """``bfloat16``: float32 vectors with operand 0 in bfloat16."""
     driver: str
     place: int
     """0: flat, 1: table in the arguments, 2: table in device memory."""
@@ -69,8 +72,9 @@ def read(library: Path, environment: dict[str, str]) -> list[Kernel]:
             match = _KERNEL.search(line)
             current = None
             if match:
-                name, letter, driver, place = match.groups()
-                current = Kernel(arch, name, {"f": "float32", "d": "float64"}[letter], driver, int(place))
+                name, letter, first, driver, place = match.groups()
+                dtype = "bfloat16" if "Bfloat16" in first else {"f": "float32", "d": "float64"}[letter]
+                current = Kernel(arch, name, dtype, driver, int(place))
                 kernels.append(current)
         elif current is not None and (match := _INSTRUCTION.match(line)):
             current.instructions[match[1]] += 1

@@ -1,56 +1,31 @@
-// Launches: picks the kernel for a call and queues it on the caller's stream, on the caller's device.
-#include <cstring>
-
-#include "ncg/cuda/engine.cuh"
+// The other operations, and what a caller asks of the engine.
+#include "ncg/cuda/launch.cuh"
 #include "ncg/cuda/launch.h"
+
+NCG_OTHER_OPERATIONS(NCG_DEFINE_LAUNCH)
 
 namespace ncg::cuda {
 namespace {
 
-#ifndef NCG_MAX_BLOCKS
-#define NCG_MAX_BLOCKS (1 << 20)  // a block goes on to further chunks beyond 4e9 elements
-#endif
-
-template <class Op, class Driver>
-cudaError_t launch(const Call& call, const Driver& driver) {
-  using T = typename Op::Scalar;
-  Vectors<T, Op::kVectors> vectors = vectors_of<Op>(call);
+template <class T>
+const char* unpack(const Call& call) {
+  const auto* flat = static_cast<const T*>(call.operand[1]);
+  const auto scale = static_cast<T>(call.params[0]);
   const auto stream = static_cast<cudaStream_t>(call.stream);
-  auto* ticket = static_cast<unsigned*>(call.ticket);
-  std::int64_t blocks = chunk_count(call.n);
-  if (blocks > NCG_MAX_BLOCKS) blocks = NCG_MAX_BLOCKS;
-  if (blocks < 1) blocks = 1;
-  const auto grid = static_cast<unsigned>(blocks);
-  if (call.table.count == 0) {
-    NCG_LAUNCH((pass<Op, T, Driver, Place::kFlat>), grid, kThreads, stream, vectors, call.n, driver, NoTable{},
-               call.partials, ticket);
-  } else if (call.table.count <= kInlineSegments) {
-    InlineTable table{};
-    std::memcpy(table.segments, call.table.segments, static_cast<std::size_t>(call.table.count) * sizeof(Segment));
-    NCG_LAUNCH((pass<Op, T, Driver, Place::kInlineTable>), grid, kThreads, stream, vectors, call.n, driver, table,
-               call.partials, ticket);
+  const unsigned grid = grid_size(call.n);
+  Table table = call.table;
+  cudaError_t status = cudaSuccess;
+  if (table.count > kInlineSegments) {
+    status = table_to_device(call, table);
+    if (status == cudaSuccess) {
+      NCG_LAUNCH((unpack_pass<T, Place::kDeviceTable>), grid, kThreads, stream, flat, table, call.n, scale, NoTable{});
+      status = cudaGetLastError();
+    }
   } else {
-    // The caller gave room for the table behind the partials. A pageable source is staged before the call returns, so
-    // the host table may go at once.
-    auto* room = reinterpret_cast<Segment*>(call.partials + partials_size(call.n));
-    const cudaError_t copied =
-        cudaMemcpyAsync(room, call.table.segments, static_cast<std::size_t>(call.table.count) * sizeof(Segment),
-                        cudaMemcpyHostToDevice, stream);
-    if (copied != cudaSuccess) return copied;
-    vectors.table.segments = room;
-    NCG_LAUNCH((pass<Op, T, Driver, Place::kDeviceTable>), grid, kThreads, stream, vectors, call.n, driver, NoTable{},
-               call.partials, ticket);
+    NCG_LAUNCH((unpack_pass<T, Place::kInlineTable>), grid, kThreads, stream, flat, table, call.n, scale,
+               inline_table(table));
+    status = cudaGetLastError();
   }
-  return cudaGetLastError();
-}
-
-template <template <class> class Functor, bool kInSolve>
-const char* launch_as(Dtype dtype, const Call& call) {
-  const cudaError_t status = dtype == Dtype::kFloat32
-                                 ? with_driver<Functor<float>, kInSolve>(
-                                       call, [&](const auto& driver) { return launch<Functor<float>>(call, driver); })
-                                 : with_driver<Functor<double>, kInSolve>(
-                                       call, [&](const auto& driver) { return launch<Functor<double>>(call, driver); });
   return status == cudaSuccess ? nullptr : cudaGetErrorString(status);
 }
 
@@ -58,12 +33,9 @@ const char* launch_as(Dtype dtype, const Call& call) {
 }  // namespace ncg::cuda
 
 extern "C" {
-#define NCG_DEFINE_LAUNCH(name, Functor, in_solve)                       \
-  const char* ncg_cuda_##name(ncg::Dtype dtype, const ncg::Call* call) { \
-    return ncg::cuda::launch_as<ncg::Functor, in_solve>(dtype, *call);   \
-  }
-NCG_OPERATIONS(NCG_DEFINE_LAUNCH)
-#undef NCG_DEFINE_LAUNCH
+const char* ncg_cuda_unpack(ncg::Dtype dtype, const ncg::Call* call) {
+  return dtype == ncg::Dtype::kFloat64 ? ncg::cuda::unpack<double>(*call) : ncg::cuda::unpack<float>(*call);
+}
 
 int ncg_cuda_device_count(const char** why) {
   int count = 0;

@@ -6,10 +6,11 @@
 
 extern "C" {
 // One per operation. Queues the call on call->stream of the current device. Returns null, or what went wrong.
-#define NCG_DECLARE_LAUNCH(name, Functor, in_solve) \
-  const char* ncg_cuda_##name(ncg::Dtype dtype, const ncg::Call* call);
+#define NCG_DECLARE_LAUNCH(name, Functor) const char* ncg_cuda_##name(ncg::Dtype dtype, const ncg::Call* call);
 NCG_OPERATIONS(NCG_DECLARE_LAUNCH)
 #undef NCG_DECLARE_LAUNCH
+// The tensors of call->table from the flat operand 1: tensors = params[0] flat.
+const char* ncg_cuda_unpack(ncg::Dtype dtype, const ncg::Call* call);
 
 // The number of usable GPUs; where it is 0, *why says why (a static string).
 int ncg_cuda_device_count(const char** why);

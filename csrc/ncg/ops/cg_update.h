@@ -8,20 +8,22 @@
 //
 // With pass A an iteration moves 9 vectors: 36 bytes per float32 weight. alpha_x and alpha_r are equal but for the last
 // step along negative curvature (alpha_r = 0), the residual of a given x (alpha_x = 0, alpha_r = 1, beta = 0, p = x)
-// and its refresh. A diagonal preconditioner adds one vector that is read and one sum: another operation of this shape.
+// and its refresh.
 #pragma once
 
-#include "ncg/state.h"
+#include "ncg/operation.h"
 
 namespace ncg {
 
 template <class T>
-struct CgUpdate {
+struct CgUpdate : Operation {
   using Scalar = T;
   static constexpr int kVectors = 4;  // hp, x, r, p
+  static constexpr int kReads = 4;
   static constexpr int kWritten = 3;
   static constexpr int kSums = 1;
-  static constexpr int kParams = 4;  // alpha_x, alpha_r, beta, tau
+  static constexpr bool kTakesTable = true;
+  static constexpr bool kReversed = true;  // the end of hp and p is what pass A read last
 
   T alpha_x, alpha_r, beta, tau;
 
@@ -36,13 +38,13 @@ struct CgUpdate {
     sums[0] += r * r;
   }
 
-  static NCG_HD CgUpdate from_params(const double* c) {
-    return {static_cast<T>(c[0]), static_cast<T>(c[1]), static_cast<T>(c[2]), static_cast<T>(c[3])};
+  static NCG_HD CgUpdate from_params(const Scalars& c) {
+    return {{}, static_cast<T>(c.at[0]), static_cast<T>(c.at[1]), static_cast<T>(c.at[2]), static_cast<T>(c.at[3])};
   }
-  static NCG_HD CgUpdate from_state(const CgState& s) {
-    return {static_cast<T>(s.alpha_x), static_cast<T>(s.alpha_r), static_cast<T>(s.beta), static_cast<T>(s.tau)};
+  static NCG_HD CgUpdate from_state(const CgState& s, const Scalars&) {
+    return {{}, static_cast<T>(s.alpha_x), static_cast<T>(s.alpha_r), static_cast<T>(s.beta), static_cast<T>(s.tau)};
   }
-  static NCG_HD void finish(CgState& s, const double* sums) { after_update(s, sums[0]); }
+  static NCG_HD void finish(CgState& s, const double* sums, const Scalars&) { after_update(s, sums[0], sums[0]); }
 };
 
 }  // namespace ncg

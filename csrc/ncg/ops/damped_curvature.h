@@ -8,17 +8,18 @@
 // scale-free test for negative curvature.
 #pragma once
 
-#include "ncg/state.h"
+#include "ncg/operation.h"
 
 namespace ncg {
 
 template <class T>
-struct DampedCurvature {
+struct DampedCurvature : Operation {
   using Scalar = T;
   static constexpr int kVectors = 2;  // hp, p
+  static constexpr int kReads = 2;
   static constexpr int kWritten = 0;
   static constexpr int kSums = 3;
-  static constexpr int kParams = 1;  // tau
+  static constexpr bool kTakesTable = true;
 
   T tau;
 
@@ -32,9 +33,11 @@ struct DampedCurvature {
     sums[2] += p * p;
   }
 
-  static NCG_HD DampedCurvature from_params(const double* c) { return {static_cast<T>(c[0])}; }
-  static NCG_HD DampedCurvature from_state(const CgState& s) { return {static_cast<T>(s.tau)}; }
-  static NCG_HD void finish(CgState& s, const double* sums) { after_curvature(s, sums[0], sums[1], sums[2]); }
+  static NCG_HD DampedCurvature from_params(const Scalars& c) { return {{}, static_cast<T>(c.at[0])}; }
+  static NCG_HD DampedCurvature from_state(const CgState& s, const Scalars&) { return {{}, static_cast<T>(s.tau)}; }
+  static NCG_HD void finish(CgState& s, const double* sums, const Scalars&) {
+    after_curvature(s, sums[0], sums[1], sums[1], sums[2]);
+  }
 };
 
 }  // namespace ncg

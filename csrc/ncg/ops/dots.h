@@ -1,21 +1,21 @@
-// Three sums of two vectors in one pass; in a solve, its beginning (a = r, b = b).
+// Three sums of two vectors in one pass; in a solve that starts from a given x, its beginning (a = r, b = b).
 //
 //   reads   a, b       8 bytes an element (float32)
 //   writes  -
 //   sums    a.b, a.a, b.b
 #pragma once
 
-#include "ncg/state.h"
+#include "ncg/operation.h"
 
 namespace ncg {
 
 template <class T>
-struct Dots {
+struct Dots : Operation {
   using Scalar = T;
   static constexpr int kVectors = 2;  // a, b
+  static constexpr int kReads = 2;
   static constexpr int kWritten = 0;
   static constexpr int kSums = 3;
-  static constexpr int kParams = 0;
 
   template <class V>
   NCG_HD void operator()(V* v, V* sums) const {
@@ -24,9 +24,9 @@ struct Dots {
     sums[2] += v[1] * v[1];
   }
 
-  static NCG_HD Dots from_params(const double*) { return {}; }
-  static NCG_HD Dots from_state(const CgState&) { return {}; }
-  static NCG_HD void finish(CgState& s, const double* sums) { begin(s, sums[1], sums[2]); }
+  static NCG_HD Dots from_params(const Scalars&) { return {}; }
+  static NCG_HD Dots from_state(const CgState&, const Scalars&) { return {}; }
+  static NCG_HD void finish(CgState& s, const double* sums, const Scalars&) { begin(s, sums[1], sums[1], sums[2]); }
 };
 
 }  // namespace ncg

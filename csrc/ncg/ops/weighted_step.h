@@ -7,17 +7,18 @@
 // The direction d is a descent direction if g.d <= -eps |g| |d|. lr = 0 gives the sums and leaves w as it is.
 #pragma once
 
-#include "ncg/state.h"
+#include "ncg/operation.h"
 
 namespace ncg {
 
 template <class T>
-struct WeightedStep {
+struct WeightedStep : Operation {
   using Scalar = T;
   static constexpr int kVectors = 3;  // d, g, w
+  static constexpr int kReads = 3;
   static constexpr int kWritten = 1;
   static constexpr int kSums = 3;
-  static constexpr int kParams = 1;  // lr
+  static constexpr bool kInSolve = false;
 
   T lr;
 
@@ -31,7 +32,7 @@ struct WeightedStep {
     sums[2] += d * d;
   }
 
-  static NCG_HD WeightedStep from_params(const double* c) { return {static_cast<T>(c[0])}; }
+  static NCG_HD WeightedStep from_params(const Scalars& c) { return {{}, static_cast<T>(c.at[0])}; }
 };
 
 }  // namespace ncg

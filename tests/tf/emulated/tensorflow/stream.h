@@ -34,10 +34,6 @@ class Stream {
     std::memcpy(to, host, bytes);
     return absl::OkStatus();
   }
-  absl::Status zero(void* to, std::size_t bytes) {
-    if (bytes > 0) std::memset(to, 0, bytes);
-    return absl::OkStatus();
-  }
 
  private:
   std::lock_guard<std::mutex> lock_;
