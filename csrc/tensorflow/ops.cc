@@ -1,4 +1,5 @@
-// The TensorFlow ops: interfaces and shapes. Kernels are in kernels_cpu.cc (and, for GPUs, in a file beside it).
+// The TensorFlow ops: interfaces and shapes. Their kernels are in kernels.h, for the devices of kernels_cpu.cc and
+// kernels_gpu.cc.
 //
 // A solve's vectors are flat and padded (ncg_cuda.Layout); only products arrive one tensor per variable. None of the
 // ops has a gradient: a CG solve is not differentiated through.
@@ -15,7 +16,7 @@ using tensorflow::shape_inference::InferenceContext;
 using tensorflow::shape_inference::ShapeHandle;
 
 absl::Status StateShape(InferenceContext* c, int output) {
-  c->set_output(output, c->Vector(ncg::kStateSize));
+  c->set_output(output, c->Vector(ncg::kStateSize + 1));  // and the ticket: see Block in kernels.h
   return absl::OkStatus();
 }
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from .. import _core
 from ..installation import native_directory, op_library_versions
 
 REBUILD = "pip install --no-build-isolation --no-deps --force-reinstall . (in the source directory of ncg_cuda)"
@@ -57,3 +58,29 @@ def load() -> Any:
 def why_not() -> str:
     """Why :func:`load` returns None, and the command that mends it; empty where it does not."""
     return _load()[1]
+
+
+def has_gpu_kernels() -> bool:
+    """Whether the library that is loaded has kernels for GPUs, that is, was built with CUDA."""
+    from tensorflow.python.framework.kernels import get_registered_kernels_for_op
+
+    return load() is not None and any(
+        kernel.device_type == "GPU" for kernel in get_registered_kernels_for_op("NcgCgIterate").kernel
+    )
+
+
+def why_not_on_gpu() -> str | None:
+    """Why the op cannot run on the GPUs that TensorFlow sees, and what mends it; None if it can."""
+    if not has_gpu_kernels():
+        return (
+            "TensorFlow sees a GPU, but the op library was built without GPU kernels (no nvcc was found, or "
+            "NCG_CUDA=OFF), and its CPU kernels would copy every vector in every iteration; put nvcc on the PATH and "
+            f"rebuild: {REBUILD}"
+        )
+    version, devices, why = _core.cuda_status()  # of the CUDA runtime that both native libraries were built with
+    if devices == 0:
+        return (
+            f"TensorFlow sees a GPU, but CUDA {version}, which the op library was built with, does not ({why}); update "
+            f"the GPU's driver, or rebuild with an older nvcc: {REBUILD}"
+        )
+    return None

@@ -157,16 +157,18 @@ def check_numbers(*, tau: Any, cg_tol: Any, max_iter: Any) -> None:
 
 def _why_no_op() -> str | None:
     if in_xla():
-        return "this function is compiled by XLA (jit_compile=True), which has no kernel for it"
-    if tf.config.list_logical_devices("GPU"):
-        return "the op has no GPU kernels yet, and its CPU kernels would copy every vector in every iteration"
+        return (
+            "this function is compiled by XLA, which has no kernel for it. Where TensorFlow sees a GPU, Keras asks for "
+            "XLA unless told otherwise: model.compile(..., jit_compile=False)"
+        )
     try:
         from . import oplib
 
-        loaded = oplib.load() is not None
+        if oplib.load() is None:
+            return oplib.why_not()
+        return oplib.why_not_on_gpu() if tf.config.list_logical_devices("GPU") else None
     except ImportError as error:
         return f"this installation has no native library ({error})"
-    return None if loaded else str(oplib.why_not())
 
 
 _said: set[str] = set()
