@@ -11,6 +11,7 @@
 #include "ncg/cpu/engine.h"
 #include "ncg/cpu/openmp.h"
 #include "ncg/operations.h"
+#include "yardsticks.h"
 #ifdef NCG_WITH_CUDA
 #include "ncg/cuda/launch.h"
 #endif
@@ -119,6 +120,7 @@ PYBIND11_MODULE(_core, module) {
 #define NCG_BIND(name, Functor, in_solve) bind_operation<ncg::Functor, in_solve>(module, #name, NCG_LAUNCHER(name));
   NCG_OPERATIONS(NCG_BIND)
 #undef NCG_BIND
+  bind_yardsticks(module);
   module.def("partials_size", [](std::int64_t n, std::int64_t segment_count) {
 #ifdef NCG_WITH_CUDA
     const std::int64_t table = ncg_cuda_table_bytes(segment_count) / static_cast<std::int64_t>(sizeof(double));

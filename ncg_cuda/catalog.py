@@ -13,7 +13,9 @@ TAU, ALPHA_X, ALPHA_R, BETA, LR = 0.3, 0.7, 0.5, 0.2, -0.1
 
 @dataclass(frozen=True)
 class Operation:
-    """One operation on the vectors (v0, v1, ...): both callables return (written vectors, sums)."""
+    """One operation on the vectors (v0, v1, ...): both callables return (written vectors, sums). ``native`` passes
+    keyword arguments, such as a workspace, on to the operation.
+    """
 
     name: str
     vectors: int
@@ -23,8 +25,8 @@ class Operation:
     """Whether v0 may be a sequence of arrays."""
 
 
-def _native_update(hp: Any, x: Any, r: Any, p: Any) -> tuple[list[Any], tuple[float, ...]]:
-    rr = ops.cg_update(x, r, p, hp, alpha=ALPHA_R, alpha_x=ALPHA_X, beta=BETA, tau=TAU)
+def _native_update(hp: Any, x: Any, r: Any, p: Any, **options: Any) -> tuple[list[Any], tuple[float, ...]]:
+    rr = ops.cg_update(x, r, p, hp, alpha=ALPHA_R, alpha_x=ALPHA_X, beta=BETA, tau=TAU, **options)
     return [x, r, p], (rr,)
 
 
@@ -42,11 +44,21 @@ OPERATIONS = [
     Operation(
         "damped_curvature",
         2,
-        lambda hp, p: ([], ops.damped_curvature(hp, p, TAU)),
+        lambda hp, p, **options: ([], ops.damped_curvature(hp, p, TAU, **options)),
         lambda hp, p: ([], reference.damped_curvature(hp, p, TAU)),
         takes_table=True,
     ),
     Operation("cg_update", 4, _native_update, _exact_update, takes_table=True),
-    Operation("weighted_step", 3, lambda w, d, g: ([w], ops.weighted_step(w, d, g, LR)), _exact_step),
-    Operation("dots", 2, lambda a, b: ([], ops.dots(a, b)), lambda a, b: ([], reference.dots(a, b))),
+    Operation(
+        "weighted_step",
+        3,
+        lambda w, d, g, **options: ([w], ops.weighted_step(w, d, g, LR, **options)),
+        _exact_step,
+    ),
+    Operation(
+        "dots",
+        2,
+        lambda a, b, **options: ([], ops.dots(a, b, **options)),
+        lambda a, b: ([], reference.dots(a, b)),
+    ),
 ]
