@@ -12,6 +12,7 @@
 #include "ncg/cpu/engine.h"
 #include "ncg/cpu/openmp.h"
 #include "ncg/operations.h"
+#include "yardsticks.h"
 #ifdef NCG_WITH_CUDA
 #include "ncg/cuda/graph/loop.h"
 #include "ncg/cuda/launch.h"
@@ -179,6 +180,7 @@ PYBIND11_MODULE(_core, module) {
 #undef NCG_BIND
   bind_operation(module, "unpack", 2, &unpack_on_cpu, NCG_LAUNCHER(unpack));
   bind_arrays(module);
+  bind_yardsticks(module);
   module.def("partials_size", [](std::int64_t n, std::int64_t segment_count) {
 #ifdef NCG_WITH_CUDA
     const std::int64_t table = ncg_cuda_table_bytes(segment_count) / static_cast<std::int64_t>(sizeof(double));

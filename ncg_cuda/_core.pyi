@@ -25,6 +25,7 @@ CHUNK: int
 LANES: int
 INLINE_SEGMENTS: int
 openmp: bool
+STREAM_SHAPES: tuple[tuple[int, int, int], ...]
 accumulate: _Operation
 accumulate_curvature: _Operation
 cg_begin: _Operation
@@ -54,3 +55,17 @@ def traffic() -> dict[str, tuple[int, int]]: ...
 def cuda_status() -> tuple[str | None, int, str]: ...
 def get_num_threads() -> int: ...
 def set_num_threads(threads: int) -> None: ...
+def stream(
+    on_gpu: bool,
+    reads: int,
+    writes: int,
+    operands: Sequence[int],
+    n: int,
+    *,
+    scale: float,
+    sum: int,
+    variant: int,
+    threads: int = 1,
+    stream: int = 0,
+) -> None: ...
+def copy(source: int, target: int, n: int, *, variant: int, threads: int = 1) -> None: ...
