@@ -37,9 +37,10 @@ from numpy.typing import NDArray
 from . import _core
 from .arrays import DTYPES, Operand, check_together, operand
 from .dlpack import CPU
+from .gpu_libraries import TORCH
 from .immutable import Immutable
 from .layout import Layout
-from .libraries import NUMPY, TORCH, Owner
+from .libraries import NUMPY, Owner
 from .streams import launch_for
 
 CHUNK: int = _core.CHUNK
