@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from .gpu_libraries import CUPY, TORCH
 from .immutable import JAX, OTHER, TENSORFLOW
-from .libraries import CUPY, NUMPY, TORCH, Library, label
+from .libraries import NUMPY, Library, label
 
 DTYPES = {"float32": 0, "float64": 1, "bfloat16": 2}  # the numbers of ncg::Dtype
 ITEMSIZE = {"float32": 4, "float64": 8, "bfloat16": 2}

@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 from . import _core
 from .arrays import DTYPES, Operand, check_together, operand
 from .dlpack import CPU
+from .gpu_libraries import TORCH
 from .immutable import Immutable
 from .layout import Layout
-from .libraries import NUMPY, TORCH, Owner
+from .libraries import NUMPY, Owner
 from .streams import Launch, launch_for
 
 STATE_FIELDS: tuple[str, ...] = tuple(_core.state_fields())

@@ -7,7 +7,8 @@ from abc import abstractmethod
 from typing import Any
 
 from .dlpack import CPU, Exported, Memory, device_of, export, read
-from .libraries import NUMPY, Library, Owner, gpu_library
+from .gpu_libraries import gpu_library
+from .libraries import NUMPY, Library, Owner
 
 
 class Immutable(Library):
@@ -17,7 +18,6 @@ class Immutable(Library):
         device = self.device(array)
         if device == CPU:
             stream = None
-            self.ready(array)
         elif stream is None:
             stream = gpu_library("array").stream(device)
         return read(self.export(array, stream))
@@ -39,13 +39,10 @@ class Immutable(Library):
 
 
 class Jax(Immutable):
-    """JAX arrays: computed asynchronously, also on the CPU."""
+    """JAX arrays: computed asynchronously, also on the CPU, where an export waits for the result."""
 
     name = "jax"
     why_immutable = "JAX arrays are immutable"
-
-    def ready(self, array: Any) -> None:
-        array.block_until_ready()
 
     def wrap(self, vector: Any, shape: tuple[int, ...], like: Any, memory: Owner) -> Any:
         jax = sys.modules["jax"]

@@ -149,6 +149,9 @@ class _Array:
     def __dlpack_device__(self) -> tuple[int, int]:
         return CUDA, self.number
 
+    def reshape(self, shape: Any) -> _Array:
+        return type(self)(self.values.reshape(shape), self.number, self._log)
+
     def __getitem__(self, index: Any) -> _Array:
         return type(self)(self.values[index], self.number, self._log)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import sys
 import weakref
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,10 @@ import pytest
 from fake_gpu import BFLOAT, CUDA, CUDA_HOST, CUDA_MANAGED, ROCM, FakeGpu, Producer, new_capsule
 
 from ncg_cuda import _core, ops, streams
+from ncg_cuda.adapter import Adapter
 from ncg_cuda.arrays import operand
+from ncg_cuda.gpu_libraries import CUPY
+from ncg_cuda.immutable import TENSORFLOW
 
 
 def ones(n: int = 64, dtype: type = np.float32) -> np.ndarray:
@@ -193,3 +197,30 @@ def test_a_workspace_of_another_library_is_refused(gpu: Any) -> None:
     t = gpu.Tensor(ones(), 0, gpu.log)
     with pytest.raises(ValueError, match=r"workspace: made by cupy, but .* stream of torch"):
         ops.dots(t, t, workspace=workspace)
+
+
+def test_vectors_of_a_solve_are_made_where_b_is(gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu.cupy_stream.ptr = 5
+    adapter = Adapter(Producer(ones(), (CUDA, 1)), "b")
+    vector = adapter.zeros()
+    assert (type(vector), vector.number, gpu.current.number) == (gpu.ndarray, 1, 0)
+    assert type(adapter.lend(vector)) is gpu.ndarray  # the other library is not known: matvec gets CuPy arrays
+    with adapter.guard():
+        assert gpu.current.number == 1
+    product = Producer(ones(), (CUDA, 1))
+    assert adapter.product(product).device == "cuda:1"
+    assert product.asked[-1]["stream"] == 5
+    with pytest.raises(ValueError, match="matvec: returned an array on cuda:0, but b is on cuda:1"):
+        adapter.product(Producer(ones(), (CUDA, 0)))
+
+
+def test_tensorflow_gets_a_direction_that_is_ready(gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes no part in the handshake of streams, so the host waits for the solver's stream first."""
+    gpu.cupy_stream.ptr = 5
+    dlpack = SimpleNamespace(from_dlpack=lambda capsule: gpu.log.append("taken"))
+    monkeypatch.setitem(
+        sys.modules, "tensorflow", SimpleNamespace(experimental=SimpleNamespace(dlpack=dlpack), Tensor=type(None))
+    )
+    vector = gpu.ndarray(ones(), 1, gpu.log)
+    TENSORFLOW.wrap(vector, (64,), Producer(ones(), (CUDA, 1)), CUPY)
+    assert gpu.log == [("host waits", 5), ("handshake", "ndarray", None), "taken"]
