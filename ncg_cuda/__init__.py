@@ -14,6 +14,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from . import mpi, ops, reference, scenarios, tf
     from .conjugate_gradient import cg
+    from .graph import GraphCG
     from .installation import backends
     from .layout import Layout
     from .result import CGResult
@@ -24,12 +25,14 @@ _ATTRIBUTES = {
     "backends": "installation",
     "cg": "conjugate_gradient",
     "CGResult": "result",
+    "GraphCG": "graph",
     "Layout": "layout",
     "StopReason": "state",
 }
 
 __all__ = [
     "CGResult",
+    "GraphCG",
     "Layout",
     "StopReason",
     "__version__",

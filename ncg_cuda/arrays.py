@@ -69,7 +69,7 @@ def _is(array: Any, module: str, attribute: str) -> bool:
 def _find(array: Any, name: str) -> Library:
     if _is(array, "numpy.ma", "MaskedArray"):
         raise TypeError(f"{name}: a masked array, whose mask would be ignored; give .filled(value)")
-    if isinstance(array, np.ndarray):
+    if isinstance(array, (np.ndarray, np.generic)):
         return NUMPY
     if _is(array, "cupy", "ndarray"):
         return CUPY
@@ -119,6 +119,8 @@ def operand(
         ValueError: empty, not contiguous, not aligned, or to be written but read-only.
     """
     library = _known.get(type(array)) or library_of(array, name)
+    if isinstance(array, np.generic) and not written:  # what NumPy's arithmetic makes of a tensor of shape ()
+        array = np.asarray(array)
     if library is not NUMPY and written:
         library.check_written(array, name)
     try:

@@ -18,8 +18,6 @@ class CGResult:
 
     x: Any
     """The solution, an array like b."""
-    products: int
-    """Calls of matvec; those after the stop, before the state was looked at, included."""
     verified: bool
     """Whether residual_norm comes from a product of its own."""
 
@@ -28,12 +26,12 @@ class CGResult:
         x: Any,
         solve: Solve,
         *,
-        products: int,
+        products: int | None,
         state: dict[str, float] | None = None,
         residual_norm: float | None = None,
         verified: bool = False,
     ) -> None:
-        self.x, self.products, self.verified = x, products, verified
+        self.x, self._products, self.verified = x, products, verified
         self._solve, self._state_block, self._residual_norm = solve, state, residual_norm
 
     @property
@@ -42,6 +40,15 @@ class CGResult:
             with self._solve.arrays.guard():
                 self._state_block = self._solve.workspace.read_state()
         return self._state_block
+
+    @property
+    def products(self) -> int:
+        """Calls of matvec; those after the stop, before the state was looked at, included. Of a graph: those that
+        counted.
+        """
+        if self._products is None:
+            return int(self._state["products"]) * len(self._solve.system.parts)
+        return self._products
 
     @property
     def iterations(self) -> int:

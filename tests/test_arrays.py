@@ -175,7 +175,8 @@ def test_mistakes_name_the_argument(lib: Foreign) -> None:
         (lib.make(np.ones(N, np.int32)), TypeError, "b: dtype int32"),
         (lib.make(np.ones(N - 1, np.float32)), ValueError, f"b: {N - 1} elements, but a has {N}"),
         (lib.make(np.ones(0, np.float32)), ValueError, "b: an empty vector"),
-        (np.float32(1), TypeError, r"b: got numpy.float32; give a NumPy array"),
+        (np.float32(1), ValueError, "b: 1 elements, but a has"),
+        (1.0, TypeError, r"b: got float; give a NumPy array"),
         ([1.0], TypeError, r"b: got list"),
     ]:
         with pytest.raises(error, match=match):
