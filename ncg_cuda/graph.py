@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -123,10 +124,9 @@ class GraphCG:
             _core.loop_close(body.ptr, state, handle)
 
     def _abandon(self, stream: Any) -> None:
-        try:
+        # what the caller sees is why the capture failed
+        with contextlib.suppress(self._cupy.cuda.runtime.CUDARuntimeError):
             stream.end_capture()
-        except self._cupy.cuda.runtime.CUDARuntimeError:
-            pass  # what the caller sees is why the capture failed
 
     def launch(self, b: Any = None) -> CGResult:
         """Queue the solve on CuPy's current stream, for a new b if one is given; returns at once.
