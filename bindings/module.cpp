@@ -7,10 +7,12 @@
 #include <string>
 #include <vector>
 
+#include "arrays.h"
 #include "ncg/call.h"
 #include "ncg/cpu/engine.h"
 #include "ncg/cpu/openmp.h"
 #include "ncg/operations.h"
+#include "yardsticks.h"
 #ifdef NCG_WITH_CUDA
 #include "ncg/cuda/graph/loop.h"
 #include "ncg/cuda/launch.h"
@@ -113,6 +115,16 @@ py::dict traffic() {
   return vectors;
 }
 
+// The operations whose first operand may be a table of tensors.
+std::vector<std::string> take_tensors() {
+  std::vector<std::string> names = {"unpack"};
+#define NCG_TAKES_TENSORS(name, Functor) \
+  if (ncg::Functor<float>::kTakesTable) names.push_back(#name);
+  NCG_OPERATIONS(NCG_TAKES_TENSORS)
+#undef NCG_TAKES_TENSORS
+  return names;
+}
+
 std::vector<std::string> state_fields() {
   return {
 #define NCG_NAME(name) #name,
@@ -167,6 +179,8 @@ PYBIND11_MODULE(_core, module) {
   NCG_OPERATIONS(NCG_BIND)
 #undef NCG_BIND
   bind_operation(module, "unpack", 2, &unpack_on_cpu, NCG_LAUNCHER(unpack));
+  bind_arrays(module);
+  bind_yardsticks(module);
   module.def("partials_size", [](std::int64_t n, std::int64_t segment_count) {
 #ifdef NCG_WITH_CUDA
     const std::int64_t table = ncg_cuda_table_bytes(segment_count) / static_cast<std::int64_t>(sizeof(double));
@@ -178,12 +192,14 @@ PYBIND11_MODULE(_core, module) {
   module.def("loop_open", &loop_open, py::arg("stream"), py::arg("body"), py::arg("state"));
   module.def("loop_close", &loop_close, py::arg("body"), py::arg("state"), py::arg("handle"));
   module.def("state_fields", &state_fields);
+  module.def("take_tensors", &take_tensors);
   module.def("traffic", &traffic);
   module.def("cuda_status", &cuda_status);
   module.def("get_num_threads", [] { return num_threads; });
   module.def("set_num_threads", [](int threads) { num_threads = threads; });
   module.attr("CHUNK") = ncg::kChunk;
   module.attr("LANES") = ncg::kLanes;
+  module.attr("INLINE_SEGMENTS") = ncg::kInlineSegments;
 #ifdef _OPENMP
   module.attr("openmp") = true;
 #else

@@ -13,16 +13,17 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from . import mpi, ops, reference, scenarios, tf
-    from .conjugate_gradient import CGResult, cg
+    from .conjugate_gradient import cg
     from .installation import backends
     from .layout import Layout
+    from .result import CGResult
     from .state import StopReason
 
 _SUBMODULES = {"mpi", "ops", "reference", "scenarios", "tf"}
 _ATTRIBUTES = {
     "backends": "installation",
     "cg": "conjugate_gradient",
-    "CGResult": "conjugate_gradient",
+    "CGResult": "result",
     "Layout": "layout",
     "StopReason": "state",
 }

@@ -1,7 +1,7 @@
 """Native core: addresses in, kernels out. Private; ncg_cuda.ops checks every argument before it calls this."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 class _Operation(Protocol):
     def __call__(
@@ -23,7 +23,9 @@ class _Operation(Protocol):
 
 CHUNK: int
 LANES: int
+INLINE_SEGMENTS: int
 openmp: bool
+STREAM_SHAPES: tuple[tuple[int, int, int], ...]
 accumulate: _Operation
 accumulate_curvature: _Operation
 cg_begin: _Operation
@@ -45,8 +47,25 @@ weighted_step: _Operation
 def partials_size(n: int, segment_count: int) -> int: ...
 def loop_open(stream: int, body: int, state: int) -> int: ...
 def loop_close(body: int, state: int, handle: int) -> None: ...
+def describe_ndarray(array: Any) -> tuple[int, int, str, bool, bool]: ...
+def read_capsule(capsule: Any) -> tuple[int, int, str, int, int, bool, bool]: ...
 def state_fields() -> list[str]: ...
+def take_tensors() -> list[str]: ...
 def traffic() -> dict[str, tuple[int, int]]: ...
 def cuda_status() -> tuple[str | None, int, str]: ...
 def get_num_threads() -> int: ...
 def set_num_threads(threads: int) -> None: ...
+def stream(
+    on_gpu: bool,
+    reads: int,
+    writes: int,
+    operands: Sequence[int],
+    n: int,
+    *,
+    scale: float,
+    sum: int,
+    variant: int,
+    threads: int = 1,
+    stream: int = 0,
+) -> None: ...
+def copy(source: int, target: int, n: int, *, variant: int, threads: int = 1) -> None: ...

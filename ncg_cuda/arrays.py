@@ -1,4 +1,4 @@
-"""What the operations need to know of an array, whoever made it: address, size, type, device. And the checks."""
+"""The operands of an operation: what is known of an array, whoever made it, and the checks."""
 
 from __future__ import annotations
 
@@ -8,11 +8,17 @@ from typing import Any
 
 import numpy as np
 
-DTYPES = {"float32": 0, "float64": 1}  # the numbers of ncg::Dtype
-CPU = "cpu"
+from .gpu_libraries import CUPY, TORCH
+from .immutable import JAX, OTHER, TENSORFLOW
+from .libraries import NUMPY, Library, label
+
+DTYPES = {"float32": 0, "float64": 1, "bfloat16": 2}  # the numbers of ncg::Dtype
+ITEMSIZE = {"float32": 4, "float64": 8, "bfloat16": 2}
+
+_known: dict[type, Library] = {np.ndarray: NUMPY}
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True, eq=False)
 class Operand:
     """One operand of an operation, as the native core takes it."""
 
@@ -22,62 +28,125 @@ class Operand:
     dtype: str
     device: str
     """``"cpu"``, or ``"cuda:0"`` and so on."""
+    library: Library
+    array: Any
+    capsule: Any
+    """With ``array``, what keeps the memory alive."""
 
     @property
     def nbytes(self) -> int:
-        return self.size * (4 if self.dtype == "float32" else 8)
+        """Bytes of memory."""
+        return self.size * ITEMSIZE[self.dtype]
 
     def overlaps(self, other: Operand) -> bool:
+        """Whether two operands share memory."""
         return (
-            self.device == other.device
-            and self.address < other.address + other.nbytes
-            and other.address < self.address + self.nbytes
+            self.address < other.address + other.size * ITEMSIZE[other.dtype]
+            and other.address < self.address + self.size * ITEMSIZE[self.dtype]
+            and self.device == other.device
         )
 
 
-def namespace_of(array: Any) -> Any:
-    """The module (NumPy or CuPy) that makes arrays where this one lives."""
-    cupy = sys.modules.get("cupy")
-    if cupy is not None and isinstance(array, cupy.ndarray):
-        return cupy
-    return np
-
-
-def operand(array: Any, name: str, *, written: bool = False) -> Operand:
-    """Describe a NumPy or CuPy array; raise an error that names the argument if no operation can take it.
+def library_of(array: Any, name: str) -> Library:
+    """The library that an array belongs to.
 
     Raises:
-        TypeError: not a NumPy or CuPy array, or not float32 or float64.
-        ValueError: empty, not contiguous, or to be written but read-only.
+        TypeError: it belongs to none, or stands for a value in a graph that is being traced.
     """
+    library = _known.get(type(array))
+    if library is None:
+        library = _find(array, name)
+        _known[type(array)] = library
+    return library
+
+
+def _is(array: Any, module: str, attribute: str) -> bool:
+    """isinstance, without importing the module."""
+    kind = getattr(sys.modules.get(module), attribute, None)
+    return isinstance(kind, type) and isinstance(array, kind)
+
+
+def _find(array: Any, name: str) -> Library:
+    if _is(array, "numpy.ma", "MaskedArray"):
+        raise TypeError(f"{name}: a masked array, whose mask would be ignored; give .filled(value)")
     if isinstance(array, np.ndarray):
-        device = CPU
-        contiguous, writeable = array.flags.c_contiguous, array.flags.writeable
-        address = array.__array_interface__["data"][0]
-    else:
-        cupy = sys.modules.get("cupy")
-        if cupy is None or not isinstance(array, cupy.ndarray):
-            raise TypeError(f"{name}: got {type(array).__name__}; give a NumPy array (or a CuPy array, on a GPU)")
-        device = f"cuda:{array.device.id}"
-        contiguous, writeable = array.flags.c_contiguous, True
-        address = array.data.ptr
-    dtype = str(array.dtype)
-    if dtype not in DTYPES:
-        raise TypeError(f"{name}: dtype {dtype}; allowed are float32 and float64 (convert with .astype)")
-    if array.size == 0:
+        return NUMPY
+    if _is(array, "cupy", "ndarray"):
+        return CUPY
+    if _is(array, "torch", "Tensor"):
+        return TORCH
+    if _is(array, "jax.core", "Tracer"):
+        raise TypeError(
+            f"{name}: {label(array)}, a value that JAX is tracing; ncg_cuda.ops and cg run eagerly only: call them "
+            "outside of jit, grad and vmap (the matvec itself may be jitted)"
+        )
+    if _is(array, "jax", "Array"):
+        return JAX
+    if _is(array, "tensorflow", "Tensor"):
+        if hasattr(array, "__dlpack__"):
+            return TENSORFLOW
+        raise TypeError(
+            f"{name}: {label(array)}, a value in a graph; ncg_cuda.ops and cg run eagerly only: call them outside of "
+            "tf.function, or use ncg_cuda.tf in graphs"
+        )
+    if _is(array, "tensorflow", "Variable"):
+        raise TypeError(f"{name}: got a tf.Variable; give its value: .value()")
+    if hasattr(type(array), "__dlpack__"):
+        return OTHER
+    raise TypeError(
+        f"{name}: got {label(array)}; give a NumPy array, a CuPy array, a torch tensor, or any array with DLPack (JAX, "
+        "TensorFlow)"
+    )
+
+
+def operand(
+    array: Any, name: str, *, written: bool = False, stream: int | None = None, allow_bfloat16: bool = False
+) -> Operand:
+    """Describe an array without copying it; raise an error that names the argument if no operation can take it.
+
+    A torch tensor that requires grad is read as if detached.
+
+    Args:
+        array: of any library.
+        name: of the argument.
+        written: whether the operation writes the array.
+        stream: handle of the CUDA stream that will read the array, where its library has no current stream (JAX and
+            others): it waits for the work that still fills the array. By default, CuPy's or torch's current one.
+        allow_bfloat16: whether bfloat16 will do.
+
+    Raises:
+        TypeError: not an array, an array that cannot be written or shared, or of a wrong dtype.
+        ValueError: empty, not contiguous, not aligned, or to be written but read-only.
+    """
+    library = _known.get(type(array)) or library_of(array, name)
+    if library is not NUMPY and written:
+        library.check_written(array, name)
+    try:
+        address, size, dtype, device, contiguous, writeable, capsule = library.describe(array, stream)
+    except ImportError:
+        raise
+    except Exception as error:  # what producers raise is as different as they are
+        raise TypeError(f"{name}: {label(array)} that cannot be read: {error}") from error
+    if dtype not in DTYPES or (dtype == "bfloat16" and not allow_bfloat16):
+        allowed = "float32, float64 and bfloat16" if allow_bfloat16 else "float32 and float64"
+        raise TypeError(f"{name}: dtype {dtype}; allowed are {allowed} (convert it first)")
+    if size == 0:
         raise ValueError(f"{name}: an empty vector; at least one element is needed")
     if not contiguous:
         raise ValueError(
-            f"{name}: not contiguous (strides {array.strides} for shape {array.shape}); pass a C-contiguous array, "
-            "e.g. by numpy.ascontiguousarray"
+            f"{name}: not contiguous; pass a C-contiguous array, e.g. by numpy.ascontiguousarray or .contiguous()"
         )
     if written and not writeable:
         raise ValueError(f"{name}: read-only, but the operation writes it; pass a writeable copy")
-    return Operand(name, address, array.size, dtype, device)
+    if address == 0 or address % ITEMSIZE[dtype]:
+        raise ValueError(f"{name}: its memory starts at {address:#x}, where no {dtype} can be; pass a copy")
+    return Operand(name, address, size, dtype, device, library, array, capsule)
 
 
 def check_together(operands: list[Operand], written: int) -> None:
     """Check operands against the first one; the last ``written`` of them may overlap no other.
+
+    The first one may be bfloat16 where that was allowed.
 
     Raises:
         TypeError: different dtypes.
@@ -85,7 +154,7 @@ def check_together(operands: list[Operand], written: int) -> None:
     """
     first = operands[0]
     for other in operands[1:]:
-        if other.dtype != first.dtype:
+        if other.dtype != first.dtype and first.dtype != "bfloat16":
             raise TypeError(
                 f"{other.name}: dtype {other.dtype}, but {first.name} has {first.dtype}; all must be the same"
             )

@@ -17,7 +17,9 @@ Result = tuple[list[Any], tuple[float, ...]]
 
 @dataclass(frozen=True)
 class Operation:
-    """One operation on the vectors (v0, v1, ...): both callables return (written vectors, sums)."""
+    """One operation on the vectors (v0, v1, ...): both callables return (written vectors, sums). ``native`` passes
+    keyword arguments, such as a workspace, on to the operation.
+    """
 
     name: str
     vectors: int
@@ -34,8 +36,8 @@ class Operation:
         return f"{self.name} ({self.variant})" if self.variant else self.name
 
 
-def _native_update(hp: Any, x: Any, r: Any, p: Any) -> Result:
-    rr = ops.cg_update(x, r, p, hp, alpha=ALPHA_R, alpha_x=ALPHA_X, beta=BETA, tau=TAU)
+def _native_update(hp: Any, x: Any, r: Any, p: Any, **o: Any) -> Result:
+    rr = ops.cg_update(x, r, p, hp, alpha=ALPHA_R, alpha_x=ALPHA_X, beta=BETA, tau=TAU, **o)
     return [x, r, p], (rr,)
 
 
@@ -47,8 +49,8 @@ def _exact_update(hp: Any, x: Any, r: Any, p: Any) -> Result:
 def _deferred(moves: bool) -> tuple[Callable[..., Result], Callable[..., Result]]:
     common: dict[str, Any] = {"beta": BETA, "tau": TAU, "alpha_x": ALPHA_X, "deferred": DEFERRED, "x_moves": moves}
 
-    def native(hp: Any, x: Any, r: Any, p: Any) -> Result:
-        rr = ops.cg_update_deferred(x, r, p, hp, alpha=ALPHA_R, **common)
+    def native(hp: Any, x: Any, r: Any, p: Any, **o: Any) -> Result:
+        rr = ops.cg_update_deferred(x, r, p, hp, alpha=ALPHA_R, **common, **o)
         return [x, r, p], (rr,)
 
     def exact(hp: Any, x: Any, r: Any, p: Any) -> Result:
@@ -58,8 +60,8 @@ def _deferred(moves: bool) -> tuple[Callable[..., Result], Callable[..., Result]
     return native, exact
 
 
-def _native_preconditioned_update(hp: Any, m: Any, x: Any, r: Any, p: Any) -> Result:
-    sums = ops.preconditioned_update(x, r, p, hp, m, alpha=ALPHA_R, alpha_x=ALPHA_X, beta=BETA, tau=TAU)
+def _native_preconditioned_update(hp: Any, m: Any, x: Any, r: Any, p: Any, **o: Any) -> Result:
+    sums = ops.preconditioned_update(x, r, p, hp, m, alpha=ALPHA_R, alpha_x=ALPHA_X, beta=BETA, tau=TAU, **o)
     return [x, r, p], sums
 
 
@@ -75,8 +77,8 @@ def _exact_begin(b: Any, x: Any, r: Any, p: Any) -> Result:
     return [x, r, p], (rr,)
 
 
-def _native_begin_from(b: Any, x0: Any, x: Any, r: Any, p: Any) -> Result:
-    ops.cg_begin_from(b, x0, x, r, p, scale=SCALE)
+def _native_begin_from(b: Any, x0: Any, x: Any, r: Any, p: Any, **o: Any) -> Result:
+    ops.cg_begin_from(b, x0, x, r, p, scale=SCALE, **o)
     return [x, r, p], ()
 
 
@@ -85,8 +87,8 @@ def _exact_preconditioned_begin(b: Any, m: Any, x: Any, r: Any, p: Any) -> Resul
     return [x, r, p], tuple(sums)
 
 
-def _native_accumulate(hv: Any, acc: Any) -> Result:
-    ops.accumulate(acc, hv, WEIGHT)
+def _native_accumulate(hv: Any, acc: Any, **o: Any) -> Result:
+    ops.accumulate(acc, hv, WEIGHT, **o)
     return [acc], ()
 
 
@@ -95,13 +97,13 @@ def _exact_accumulate_curvature(hv: Any, p: Any, acc: Any) -> Result:
     return [total], tuple(sums)
 
 
-def _native_pack(tensors: Any, flat: Any) -> Result:
-    ops.pack(tensors, flat, SCALE)
+def _native_pack(tensors: Any, flat: Any, **o: Any) -> Result:
+    ops.pack(tensors, flat, SCALE, **o)
     return [flat], ()
 
 
-def _native_finish(r: Any, p: Any, x: Any) -> Result:
-    ops.cg_finish(x, r, p, deferred=DEFERRED, inverse_scale=1 / SCALE)
+def _native_finish(r: Any, p: Any, x: Any, **o: Any) -> Result:
+    ops.cg_finish(x, r, p, deferred=DEFERRED, inverse_scale=1 / SCALE, **o)
     return [x], ()
 
 
@@ -114,7 +116,7 @@ OPERATIONS = [
     Operation(
         "damped_curvature",
         2,
-        lambda hp, p: ([], ops.damped_curvature(hp, p, TAU)),
+        lambda hp, p, **o: ([], ops.damped_curvature(hp, p, TAU, **o)),
         lambda hp, p: ([], reference.damped_curvature(hp, p, TAU)),
         takes_table=True,
     ),
@@ -124,7 +126,7 @@ OPERATIONS = [
     Operation(
         "preconditioned_curvature",
         3,
-        lambda hp, p, m: ([], ops.preconditioned_curvature(hp, p, m, TAU)),
+        lambda hp, p, m, **o: ([], ops.preconditioned_curvature(hp, p, m, TAU, **o)),
         lambda hp, p, m: ([], reference.preconditioned_curvature(hp, p, m, TAU)),
         takes_table=True,
     ),
@@ -134,10 +136,12 @@ OPERATIONS = [
     Operation(
         "preconditioned_begin",
         5,
-        lambda b, m, x, r, p: ([x, r, p], ops.preconditioned_begin(b, m, x, r, p, scale=SCALE)),
+        lambda b, m, x, r, p, **o: ([x, r, p], ops.preconditioned_begin(b, m, x, r, p, scale=SCALE, **o)),
         _exact_preconditioned_begin,
     ),
-    Operation("cg_begin", 4, lambda b, x, r, p: ([x, r, p], (ops.cg_begin(b, x, r, p, scale=SCALE),)), _exact_begin),
+    Operation(
+        "cg_begin", 4, lambda b, x, r, p, **o: ([x, r, p], (ops.cg_begin(b, x, r, p, scale=SCALE, **o),)), _exact_begin
+    ),
     Operation(
         "cg_begin_from",
         5,
@@ -147,7 +151,7 @@ OPERATIONS = [
     Operation(
         "cg_restart",
         3,
-        lambda b, r, p: ([], ops.cg_restart(b, r, p, scale=SCALE)),
+        lambda b, r, p, **o: ([], ops.cg_restart(b, r, p, scale=SCALE, **o)),
         lambda b, r, p: ([], reference.cg_restart(b, r, p, SCALE)),
     ),
     Operation(
@@ -166,12 +170,12 @@ OPERATIONS = [
     Operation(
         "accumulate_curvature",
         3,
-        lambda hv, p, acc: ([acc], ops.accumulate_curvature(acc, hv, p, WEIGHT, TAU)),
+        lambda hv, p, acc, **o: ([acc], ops.accumulate_curvature(acc, hv, p, WEIGHT, TAU, **o)),
         _exact_accumulate_curvature,
         takes_table=True,
     ),
     Operation("pack", 2, _native_pack, lambda tensors, flat: ([reference.pack(tensors, SCALE)], ()), takes_table=True),
-    Operation("magnitude", 1, lambda a: ([], (ops.magnitude(a),)), lambda a: ([], (reference.magnitude(a),))),
-    Operation("weighted_step", 3, lambda w, d, g: ([w], ops.weighted_step(w, d, g, LR)), _exact_step),
-    Operation("dots", 2, lambda a, b: ([], ops.dots(a, b)), lambda a, b: ([], reference.dots(a, b))),
+    Operation("magnitude", 1, lambda a, **o: ([], (ops.magnitude(a, **o),)), lambda a: ([], (reference.magnitude(a),))),
+    Operation("weighted_step", 3, lambda w, d, g, **o: ([w], ops.weighted_step(w, d, g, LR, **o)), _exact_step),
+    Operation("dots", 2, lambda a, b, **o: ([], ops.dots(a, b, **o)), lambda a, b: ([], reference.dots(a, b))),
 ]

@@ -1,4 +1,4 @@
-"""The command line: ``ncg-cuda compare | scenarios | info``."""
+"""The command line: ``ncg-cuda compare | bench | scenarios | info``."""
 
 from __future__ import annotations
 
@@ -64,6 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.set_defaults(run=None, command="")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     _add_compare(commands)
+    _add_bench(commands)
     _add_scenarios(commands)
     _add_info(commands)
     return parser
@@ -121,6 +122,80 @@ def _add_compare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     command.set_defaults(run=_compare, command="compare")
 
 
+def _add_bench(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    bench = commands.add_parser(
+        "bench",
+        help="measure the native kernels against memory bandwidth and other libraries",
+        description="Benchmarks; `ncg-cuda bench kernels --help` explains the one there is.",
+    )
+
+    def explain(options: argparse.Namespace) -> int:
+        del options
+        bench.print_help()
+        return 2
+
+    bench.set_defaults(run=explain, command="bench")
+    command = bench.add_subparsers(title="benchmarks", metavar="BENCHMARK").add_parser(
+        "kernels",
+        help="every operation and the whole CG iteration, at several sizes",
+        description=(
+            "Measure every operation of the native core, and the vector work of a CG iteration, with cold caches: "
+            "milliseconds, GB/s by counted bytes, percent of a copy and of a plain stream of the same shape, measured "
+            "in the same repetitions. Other libraries run beside it where they are installed; one that fails is "
+            "reported with its reason. Prints a report with the targets, and writes kernels.json, kernels.txt and "
+            "kernels.png. Exit code: 0; 1 if one of our own kernels failed; 2 if it cannot run as given."
+        ),
+        epilog="Example: ncg-cuda bench kernels --sizes 1e6,25.6e6 --peers numpy,torch --out out/kernels",
+    )
+    command.add_argument(
+        "--device", choices=("auto", "cpu", "gpu"), default="auto", help="auto: the GPU where there is one (auto)"
+    )
+    command.add_argument(
+        "--sizes",
+        metavar="LIST",
+        help="elements of a vector, comma-separated; resnet50: its 161 tensors; resnet50-small: 161 small ones "
+        "(1e5,1e6,25.6e6,resnet50,1e8)",
+    )
+    command.add_argument(
+        "--operations", default="all", metavar="LIST", help="names of operations, comma-separated; all; none (all)"
+    )
+    command.add_argument(
+        "--peers",
+        default="all",
+        metavar="LIST",
+        help="libraries beside ours, comma-separated, of: ours-tf, numpy, scipy, tensorflow, jax, torch, and on a GPU "
+        "cupy, cupyx; all; none (all)",
+    )
+    command.add_argument(
+        "--repeats", type=_positive_int, metavar="N", help="repetitions, of which the median counts (15)"
+    )
+    command.add_argument(
+        "--threads", type=_positive_int, metavar="N", help="processors to use, by every library (all that are usable)"
+    )
+    command.add_argument(
+        "--peer-seconds",
+        type=_seconds,
+        default=120.0,
+        metavar="S",
+        help="give a contender up whose preparation (compilation) takes longer; 0: never (120)",
+    )
+    command.add_argument(
+        "--time-limit", type=_seconds, default=0.0, metavar="S", help="begin no further part after S seconds (no limit)"
+    )
+    command.add_argument(
+        "--quick", action="store_true", help="small sizes and few repetitions: a trial of seconds, not a measurement"
+    )
+    command.add_argument(
+        "--out",
+        type=_directory,
+        default=Path("out/kernels"),
+        metavar="DIR",
+        help="directory for the results; made if missing (out/kernels)",
+    )
+    command.add_argument("--quiet", action="store_true", help="no progress on standard error")
+    command.set_defaults(run=_bench_kernels, command="bench kernels")
+
+
 def _add_scenarios(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     command = commands.add_parser(
         "scenarios",
@@ -166,6 +241,26 @@ def _compare(options: argparse.Namespace) -> int:
     )
 
 
+def _bench_kernels(options: argparse.Namespace) -> int:
+    from .benchmarks.command import Plan, run
+    from .benchmarks.sizes import DEFAULT, QUICK
+
+    return run(
+        Plan(
+            out=options.out,
+            device=options.device,
+            sizes=options.sizes or (QUICK if options.quick else DEFAULT),
+            operations=options.operations,
+            peers=options.peers,
+            repeats=options.repeats or (3 if options.quick else 15),
+            threads=options.threads,
+            peer_seconds=options.peer_seconds,
+            time_limit=options.time_limit,
+            quiet=options.quiet,
+        )
+    )
+
+
 def _scenarios(options: argparse.Namespace) -> int:
     from . import scenarios
 
@@ -204,6 +299,16 @@ def _positive_int(text: str) -> int:
         value = 0
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return value
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not (math.isfinite(value) and value >= 0):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds >= 0")
     return value
 
 

@@ -1,18 +1,18 @@
-"""Conjugate gradients on (H + tau I) x = b over any matvec: two fused passes, nine vectors moved per iteration."""
+"""Conjugate gradients on (H + tau I) x = b over any matvec, in two fused passes: 8 or 9 vectors moved per iteration."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
-from numbers import Real
+from collections.abc import Callable, Sequence
+from numbers import Integral, Real
 from typing import Any
 
-import numpy as np
-
 from . import ops
-from .arrays import namespace_of, operand
+from .adapter import Adapter
+from .dlpack import CPU
 from .layout import Layout
+from .result import CGResult
+from .solve import Matvec, Solve, System
 from .state import StopReason
 
 Callback = Callable[[int, Any, float], object]
@@ -20,92 +20,128 @@ Callback = Callable[[int, Any, float], object]
 # A recursive residual below this is not believed without a product: in float32 it can claim 1.3e-5 where the truth is
 # 1.4e-3 (outlying eigenvalues, condition number 1e5).
 _BELIEVED = {"float32": 1e-4, "float64": 1e-9}
-# r·r / n outside these bounds is solved on a scaled system: squares would overflow or underflow on the way down.
-_SAFE = {"float32": (1e-28, 1e28), "float64": (1e-280, 1e280)}
 
-
-@dataclass(frozen=True)
-class CGResult:
-    """What a solve found, and why it stopped."""
-
-    x: Any
-    """The solution, an array like b."""
-    iterations: int
-    """Finished CG iterations."""
-    residual_norm: float
-    """|b - (H + tau I) x|: recomputed by a product where ``verified``, else as the recursion has it."""
-    rhs_norm: float
-    """|b|; convergence is residual_norm <= cg_tol * rhs_norm."""
-    stop_reason: StopReason
-    products: int
-    """Calls of matvec."""
-    verified: bool
-    """Whether residual_norm comes from a product of its own."""
-    curvature: float
-    """p·(H + tau I)p / p·p of the last direction (NaN if there was none): an estimate of a typical eigenvalue."""
-    drift: float
-    """Largest relative miss of a predicted r·r. Far above rounding (say 0.1), the matvec is not symmetric or not
-    constant, or the system is too ill-conditioned for its precision."""
-
-    @property
-    def converged(self) -> bool:
-        """Whether the wanted residual was reached."""
-        return self.stop_reason is StopReason.CONVERGED
+POLL_ON_GPU = 4
+"""Iterations between two looks at the stop flag on a GPU: a look costs a synchronisation, an iteration too many a
+product."""
 
 
 def cg(
-    matvec: Callable[[Any], Any],
+    matvec: Matvec | Sequence[Matvec],
     b: Any,
     *,
     tau: float = 0.0,
     cg_tol: float = 1e-5,
     max_iter: int = 20,
     x0: Any = None,
+    preconditioner: Any = None,
+    weights: Sequence[float] | None = None,
     callback: Callback | None = None,
+    poll: int | None = None,
     verify: bool | None = None,
     layout: Layout | None = None,
+    defer_x: bool | None = None,
+    bfloat16: bool = False,
 ) -> CGResult:
     """Solve (H + tau I) x = b for symmetric H by conjugate gradients, given only products H·p.
 
-    Predict-and-recompute CG in two fused passes: 9 vectors of memory traffic per iteration (36 bytes per float32
-    element), against about 19 in an unfused solver. Works on a scaled copy of the system where b is so large or small
-    (|b_i| near 1e14 or 1e-14 in float32) that squares would overflow or underflow.
+    Predict-and-recompute CG in two fused passes: 8 vectors of memory traffic per iteration on average (32 bytes per
+    float32 element), against about 19 in an unfused solver. Works on a scaled copy of the system where b is so large or
+    small (mean |b_i| beyond 2e9 or 5e-10 in float32) that squares would overflow or underflow.
+
+    Runs where b lives: on the CPU, or on b's GPU, there in the order of the current stream of b's library.
 
     Args:
-        matvec: returns H·p for a direction p, an array like b (read-only, valid during the call only). The product is
-            *undamped* and of b's size and dtype; it may be a sequence of arrays if ``layout`` is given.
-        b: right-hand side, NumPy or CuPy array, float32 or float64, any shape. Not changed.
+        matvec: returns H·p for a direction p, an array of b's library and shape on b's device (read-only, valid during
+            the call only). The product is *undamped* and of b's size and dtype; it may be a sequence of arrays if
+            ``layout`` is given. A sequence of such functions is one per micro-batch: H is the weighted sum of theirs.
+        b: right-hand side, float32 or float64, any shape: an array of NumPy, CuPy, torch, JAX, TensorFlow (eager) or of
+            any library with DLPack. Not changed.
         tau: damping added to the diagonal, >= 0.
         cg_tol: stop at residual norm <= cg_tol * |b|; >= 0.
         max_iter: most iterations, >= 1.
         x0: start, an array like b; zero by default. Not changed.
-        callback: called as callback(iteration, x, residual_norm) after each iteration; x is the solver's own array:
-            copy it to keep it.
+        preconditioner: M⁻¹ for a diagonal M near H + tau I, as an array like b of positive numbers: such as
+            ``1 / (diagonal + tau)``. Costs 3 vectors of traffic per iteration.
+        weights: one number per micro-batch; by default 1 / (their number), the mean.
+        callback: called as callback(iteration, x, residual_norm) at each look at the solve (see ``poll``); x is the
+            solver's own array: copy it to keep it.
+        poll: iterations between two looks at the stop flag. On a GPU a look waits for the stream; iterations after the
+            stop change nothing, but cost their products. 0: never look, launch ``max_iter`` iterations and return at
+            once; the result reads its numbers when asked for them. Default: 1 on the CPU and with a callback, else 4.
         verify: check a claim of convergence by one more product, and go on or report STAGNATED if it does not hold.
-            By default, only claims below 1e-4 (float32) or 1e-9 (float64) are checked.
+            By default, only claims below 1e-4 (float32) or 1e-9 (float64) are checked, and none with ``poll=0``.
         layout: where tensors stand in b, if matvec returns one array per tensor.
+        defer_x: move x in every second iteration only: 8 vectors of traffic instead of 9, at the price of a few
+            roundings in x. Default: True, but for a callback (which wants x) or a preconditioner.
+        bfloat16: take products in bfloat16 beside a float32 b, in half the bytes. The residual then stalls near 1e-2.
 
     Returns:
         A :class:`CGResult`. Its ``stop_reason`` is
 
         - CONVERGED, MAX_ITER;
         - NEGATIVE_CURVATURE: a direction with p·(H + tau I)p <= 0 was met; x is the last iterate before it, or, in the
-          first iteration, the steepest-descent step x0 + (r·r / |p·q|) r;
-        - BREAKDOWN: NaN or Inf in b, x0 or a product, or overflow; x is the last finite iterate (at once: x0 as it is);
+          first iteration, the steepest-descent step x0 + (r·z / |p·q|) p;
+        - BREAKDOWN: NaN or Inf in b, x0 or a product, overflow, or a preconditioner that is not positive; x is the last
+          finite iterate (at once: x0 as it is);
         - STAGNATED: the recursion claims a residual that one product refutes, and iterating on does not help.
 
     Raises:
         TypeError: wrong type or dtype of b, x0 or a product.
-        ValueError: tau, cg_tol or max_iter out of range; sizes or devices that do not match.
+        ValueError: tau, cg_tol, max_iter, poll or weights out of range; sizes or devices that do not match; options
+            that exclude each other.
 
     Sources: K. Rupp et al., "Pipelined iterative solvers with kernel fusion for graphics processing units" (ACM TOMS
     2016); T. Chen and E. Carson, "Predict-and-recompute conjugate gradient variants" (SISC 2020).
     """
-    tau = ops.check_tau(tau)
-    if not callable(matvec):
-        raise TypeError(f"matvec: got {type(matvec).__name__}; give a function, for a matrix h: lambda p: h @ p")
     if callback is not None and not callable(callback):
         raise TypeError(f"callback: got {type(callback).__name__}; give a function of (iteration, x, residual_norm)")
+    if defer_x and preconditioner is not None:
+        raise ValueError("defer_x: True with a preconditioner, which has no such variant; leave defer_x out")
+    system = check_system(matvec, weights, tau, cg_tol, max_iter, layout, bfloat16)
+    arrays = Adapter(b, "b")
+    looks = _check_poll(poll, callback, verify, arrays.device)
+    if defer_x is None:
+        defer_x = callback is None and preconditioner is None
+    with arrays.guard():
+        start = None if x0 is None else arrays.start(x0, "x0")
+        m = None if preconditioner is None else arrays.start(preconditioner, "preconditioner")
+        solve = Solve(system, arrays, arrays.operand, m, start, defer_x=defer_x)
+        solve.begin()
+        if looks == 0:
+            for _ in range(system.max_iter):
+                solve.iterate()
+            solve.finish()
+            return CGResult(arrays.give(solve.x.array), solve, products=solve.products)
+        believed = _BELIEVED[arrays.dtype] if verify is None else math.inf if verify else 0.0
+        return _Watched(solve, believed, callback, looks).run()
+
+
+def check_system(
+    matvec: Matvec | Sequence[Matvec],
+    weights: Sequence[float] | None,
+    tau: float,
+    cg_tol: float,
+    max_iter: int,
+    layout: Layout | None,
+    bfloat16: bool,
+) -> System:
+    """The system that a caller describes; errors as :func:`cg` has them."""
+    tau = ops.check_tau(tau)
+    parts = list(matvec) if isinstance(matvec, (list, tuple)) else [matvec]
+    for part in parts:
+        if not callable(part):
+            raise TypeError(f"matvec: got {type(part).__name__}; give a function, for a matrix h: lambda p: h @ p")
+    if not parts:
+        raise ValueError("matvec: an empty sequence; give at least one function")
+    if weights is None:
+        weights = [1.0 / len(parts)] * len(parts)
+    elif len(weights) != len(parts):
+        raise ValueError(f"weights: {len(weights)} given for {len(parts)} matvecs; give one for each")
+    elif not all(isinstance(w, Real) and math.isfinite(w) for w in weights):
+        raise ValueError(f"weights: {list(weights)!r}; give finite numbers")
+    elif not isinstance(matvec, (list, tuple)):
+        raise ValueError("weights: given for a single matvec; give a sequence of matvecs, or scale the product")
     if layout is not None and not isinstance(layout, Layout):
         raise TypeError(f"layout: got {type(layout).__name__}; give an ncg_cuda.Layout")
     if not isinstance(cg_tol, Real) or not isinstance(max_iter, Real):
@@ -117,203 +153,112 @@ def cg(
         )
     if not (max_iter >= 1 and math.isfinite(max_iter) and int(max_iter) == max_iter):
         raise ValueError(f"max_iter: {max_iter}; at least one iteration is needed")
-    xp = namespace_of(b)
-    if isinstance(b, xp.ndarray) and not b.flags.c_contiguous:
-        b = xp.ascontiguousarray(b)
-    like = operand(b, "b")
-    if x0 is not None:
-        start = operand(xp.ascontiguousarray(x0) if isinstance(x0, xp.ndarray) else x0, "x0")
-        if (start.size, start.dtype, start.device) != (like.size, like.dtype, like.device):
-            raise ValueError(
-                f"x0: {start.size} elements of {start.dtype} on {start.device}, but b has {like.size} of {like.dtype} "
-                f"on {like.device}; all must be the same"
-            )
-        if not bool(b.any()):
-            x0 = None  # b = 0: the solution is 0, wherever the start
-    solve = _Solve(matvec, b, x0, tau, float(cg_tol), int(max_iter), layout)
-    solve.run(callback, _BELIEVED[like.dtype] if verify is None else math.inf if verify else 0.0)
-    return solve.result()
+    pairs = [(part, float(weight)) for part, weight in zip(parts, weights, strict=True)]
+    return System(pairs, tau, cg_tol, int(max_iter), layout, bool(bfloat16))
 
 
-class _Solve:
-    """One solve: its vectors, its workspace, its loop."""
+def _check_poll(poll: int | None, callback: Callback | None, verify: bool | None, device: str) -> int:
+    if poll is None:
+        return 1 if device == CPU or callback is not None else POLL_ON_GPU
+    if not isinstance(poll, Integral) or isinstance(poll, bool) or poll < 0:
+        raise ValueError(f"poll: {poll!r}; give the iterations between two looks, an integer >= 0 (0: never look)")
+    if poll == 0 and (callback is not None or verify):
+        what = "callback" if callback is not None else "verify"
+        raise ValueError(f"{what}: not possible with poll=0, which never looks at the solve; give poll >= 1")
+    return int(poll)
 
-    def __init__(
-        self,
-        matvec: Callable[[Any], Any],
-        b: Any,
-        x0: Any,
-        tau: float,
-        cg_tol: float,
-        max_iter: int,
-        layout: Layout | None,
-    ) -> None:
-        self.xp = namespace_of(b)
-        self.matvec, self.tau, self.cg_tol, self.max_iter, self.layout = matvec, tau, cg_tol, max_iter, layout
-        self.products = 0
+
+class _Watched:
+    """A solve whose state the host looks at every few iterations."""
+
+    def __init__(self, solve: Solve, believed: float, callback: Callback | None, looks: int) -> None:
+        self.solve, self.believed, self.callback, self.looks = solve, believed, callback, looks
+        self.state: dict[str, float] = {}
         self.verified = False
         self.residual_norm: float | None = None
-        self.b, self.x0 = b, x0
-        self.scale = 1.0
-        segments = 0 if layout is None else len(layout.shapes)
-        self.workspace = ops.Workspace(operand(b, "b"), b, segments)
-        self._begin()
-        scale = self._wanted_scale()
-        if scale != 1.0:
-            self.scale = scale
-            self.b = b * b.dtype.type(scale)
-            self.x0 = None if x0 is None else x0 * b.dtype.type(scale)
-            self._begin()
 
-    def _begin(self) -> None:
-        self.state = dict.fromkeys(ops.STATE_FIELDS, 0.0)
-        finfo = np.finfo(self.b.dtype)
-        self._set(
-            tau=self.tau, cg_tol=self.cg_tol, max_iter=self.max_iter, eps=float(finfo.eps), largest=float(finfo.max)
-        )
-        if self.x0 is None:
-            self.x = self.xp.zeros_like(self.b)
-            self.r = self.b.copy()
-        else:
-            self.x = self.xp.array(self.x0, dtype=self.b.dtype, order="C").reshape(self.b.shape)
-            self.r = self.p = self.x  # for the check of overlaps; replaced at once
-            self.r = self.b - self._flat(self._product(self.x)) - self.b.dtype.type(self.tau) * self.x
-        self.p = self.r.copy()
-        ops.call(
-            "dots", [(self.r, "r"), (self.b, "b")], written=0, workspace=self.workspace, in_solve=True
-        )  # two names of one vector where x0 is zero: b is not written
-        self._poll()
-
-    def _set(self, **values: float) -> None:
-        """Write fields of the state block."""
-        self.state.update(values)
-        block = np.array([self.state[name] for name in ops.STATE_FIELDS])
-        self.workspace.state[:] = self.xp.asarray(block)
-
-    def _poll(self) -> StopReason:
-        """Read the state block (on a GPU: wait for it)."""
-        block = self.workspace.state
-        values = block if isinstance(block, np.ndarray) else block.get()
-        self.state = dict(zip(ops.STATE_FIELDS, values.tolist(), strict=True))
+    def _look(self) -> StopReason:
+        self.state = self.solve.workspace.read_state()
         return StopReason(int(self.state["stop"]))
 
-    def _wanted_scale(self) -> float:
-        low, high = _SAFE[str(self.b.dtype)]
-        mean = max(self.state["rr"], self.state["bb"]) / self.b.size
-        if low <= mean <= high:
-            return 1.0
-        peak = float(self.xp.abs(self.b).max())
-        if not (math.isfinite(peak) and peak > 0):
-            return 1.0  # b = 0, or not finite: nothing that a scale would mend
-        # neither the scale nor its inverse may leave the range of normal numbers
-        limit = int(np.finfo(self.b.dtype).maxexp) - 2
-        return math.ldexp(1.0, max(-limit, min(limit, -math.frexp(peak)[1])))
+    def _set(self, **values: float) -> None:
+        self.state.update(values)
+        self.solve.workspace.write_state(self.state)
 
-    def _product(self, p: Any) -> Any:
-        """H·p, checked."""
-        view = p.view()
-        if isinstance(view, np.ndarray):
-            view.flags.writeable = False
-        hp = self.matvec(view)
-        self.products += 1
-        if isinstance(hp, (list, tuple)):
-            if self.layout is None:
-                raise TypeError("matvec: returned a sequence of arrays; give cg(..., layout=Layout(shapes)) for that")
-            return [self._apart(part, p) for part in self.layout.checked(hp, "matvec")]
-        if not isinstance(hp, self.xp.ndarray):
-            raise TypeError(
-                f"matvec: returned {type(hp).__name__}; it must return an array like b ({type(p).__name__})"
-            )
-        if hp.dtype != p.dtype:
-            raise TypeError(
-                f"matvec: returned dtype {hp.dtype}, but b has {p.dtype}; convert the product or b with .astype"
-            )
-        if hp.shape != p.shape:
-            raise ValueError(
-                f"matvec: returned shape {tuple(hp.shape)}, but b has {tuple(p.shape)}; they must be the same"
-            )
-        return self._apart(self.xp.ascontiguousarray(hp), p)
-
-    def _apart(self, hp: Any, p: Any) -> Any:
-        """The product, copied where it shares memory with a vector that pass B writes."""
-        if hp.size == 0:
-            return hp
-        described = operand(hp, "matvec's product")
-        return hp.copy() if any(described.overlaps(operand(v, "")) for v in (self.x, self.r, p)) else hp
-
-    def _flat(self, hp: Any) -> Any:
-        """A product as one array like b."""
-        if isinstance(hp, (list, tuple)):
-            assert self.layout is not None
-            return self.layout.pack(hp).reshape(self.b.shape)
-        return hp
-
-    def run(self, callback: Callback | None, believed: float) -> None:
-        stop = self._poll()
+    def run(self) -> CGResult:
+        solve = self.solve
+        stop = self._look()
         refuted = math.inf  # r·r of the last claim that a product refuted
         while stop is StopReason.RUNNING:
-            hp = self._product(self.p)
-            common: dict[str, Any] = {"workspace": self.workspace, "in_solve": True, "layout": self.layout}
-            ops.call("damped_curvature", [(hp, "hp"), (self.p, "p")], written=0, **common)
-            ops.call("cg_update", [(hp, "hp"), (self.x, "x"), (self.r, "r"), (self.p, "p")], written=3, **common)
             before = self.state["iteration"]
-            stop = self._poll()
-            if callback is not None and self.state["iteration"] > before:
-                callback(int(self.state["iteration"]), self._unscaled(), math.sqrt(self.state["rr"]) / self.scale)
+            for _ in range(min(self.looks, solve.system.max_iter - int(before))):
+                solve.iterate()
+            stop = self._look()
+            if self.callback is not None and self.state["iteration"] > before:
+                self._show()
             if stop is StopReason.CONVERGED:
-                if self.state["rr"] < believed**2 * self.state["bb"]:
+                if self.state["rr"] < self.believed**2 * self.state["bb"]:
                     stop, refuted = self._verify(refuted)
                 elif not self._reached(self.state["rr"]):  # at rounding level, and more was asked for
                     self._set(stop=float(StopReason.STAGNATED))
+        return self._result()
+
+    def _show(self) -> None:
+        assert self.callback is not None
+        self._catch_up()
+        s, arrays, x = self.state, self.solve.arrays, self.solve.x
+        if s["scale"] != 1.0:
+            x = self.solve.scaled(x, 1.0 / s["scale"])
+        self.callback(int(s["iteration"]), arrays.show(x.array), math.sqrt(s["rr"]) / s["scale"])
+
+    def _catch_up(self) -> None:
+        """Give x the step that it still misses."""
+        if self.state["deferred"]:
+            solve = self.solve
+            ops.cg_finish(solve.x, solve.r, solve.p, deferred=self.state["deferred"], workspace=solve.workspace)
+            self._set(deferred=0.0)
 
     def _verify(self, refuted: float) -> tuple[StopReason, float]:
         """One product says whether the claim holds. If not, the true residual goes into the recursion (p keeps its
         memory: restarting it loses the superlinear convergence), until that stops helping.
         """
-        true = self.b - self._flat(self._product(self.x)) - self.b.dtype.type(self.tau) * self.x
-        rr = float(ops.dots(true, true)[0])
+        self._catch_up()
+        solve = self.solve
+        true = solve.residual(self.state["scale"])
+        rz, rr = solve.squares(true)
         self.verified, self.residual_norm = True, math.sqrt(rr) if rr >= 0 else math.nan
         verdict = StopReason.STAGNATED
         if not math.isfinite(rr):
             verdict = StopReason.BREAKDOWN
         elif self._reached(rr):
             verdict = StopReason.CONVERGED
-        elif self.state["iteration"] >= self.max_iter:
+        elif self.state["iteration"] >= solve.system.max_iter:
             verdict = StopReason.MAX_ITER
         elif rr < 0.25 * refuted:
             verdict = StopReason.RUNNING
-        self._set(rr=rr, stop=float(verdict))
+        self._set(rr=rr, rz=rz, stop=float(verdict))
         if verdict is not StopReason.RUNNING:
             return verdict, refuted
-        self.p += true - self.r
-        self.r = true
+        solve.replace_residual(true)
         self.verified, self.residual_norm = False, None
         return StopReason.RUNNING, rr
 
     def _reached(self, rr: float) -> bool:
         """Whether a residual is what the caller asked for."""
-        return rr <= self.cg_tol**2 * self.state["bb"]
+        return rr <= self.solve.system.cg_tol**2 * self.state["bb"]
 
-    def _unscaled(self) -> Any:
-        return self.x if self.scale == 1.0 else self.x * self.b.dtype.type(1.0 / self.scale)
-
-    def result(self) -> CGResult:
-        s = self.state
-        residual = math.sqrt(s["rr"]) if self.residual_norm is None else self.residual_norm
-        with np.errstate(over="ignore"):
-            x = self._unscaled()
-        if self.scale != 1.0 and not bool(self.xp.isfinite(x).all()):
+    def _result(self) -> CGResult:
+        solve, s, residual = self.solve, self.state, self.residual_norm
+        solve.finish()
+        if s["scale"] != 1.0 and not solve.arrays.memory.finite(solve.x.array):
             s = {**s, "stop": float(StopReason.BREAKDOWN)}  # the solution is beyond the largest number of its dtype
-            x = self.xp.zeros_like(x) if self.x0 is None else self.xp.array(self.x0 / self.b.dtype.type(self.scale))
+            solve.forget()
             residual = math.nan
         return CGResult(
-            x=x,
-            iterations=int(s["iteration"]),
-            residual_norm=residual / self.scale,
-            rhs_norm=math.sqrt(s["bb"]) / self.scale,
-            stop_reason=StopReason(int(s["stop"])),
-            products=self.products,
+            solve.arrays.give(solve.x.array),
+            solve,
+            products=solve.products,
+            state=s,
+            residual_norm=residual,
             verified=self.verified,
-            curvature=s["pq"] / s["pp"] if s["pp"] > 0 else math.nan,
-            drift=s["drift"],
         )

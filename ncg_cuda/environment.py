@@ -23,6 +23,9 @@ PACKAGES: tuple[str, ...] = (
     "keras",
     "cupy-cuda12x",
     "cupy-cuda13x",
+    "jax",
+    "jaxlib",
+    "torch",
     "mpi4py",
 )
 _PROBE_TIMEOUT = 10.0  # seconds; nvidia-smi can hang on a machine whose driver is broken

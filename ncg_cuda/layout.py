@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -40,22 +41,21 @@ class Layout:
         self.size = int(sum(padded))
 
     def views(self, flat: Any) -> list[Any]:
-        """Each tensor as a view of ``flat`` (1-D NumPy or CuPy array of length ``size``), without copies."""
+        """Each tensor as a view of ``flat``, a 1-D array of length ``size``; no copies in NumPy, CuPy and torch."""
         if tuple(flat.shape) != (self.size,):
             raise ValueError(f"Layout.views: flat has shape {tuple(flat.shape)}; this layout needs ({self.size},)")
         return [
-            flat[start : start + length].reshape(shape)
-            for start, length, shape in zip(self.offsets, self.lengths, self.shapes, strict=True)
+            _reshaped(flat[start : start + length], shape)
+            for start, length, shape in zip(self.offsets.tolist(), self.lengths.tolist(), self.shapes, strict=True)
         ]
 
     def pack(self, tensors: Sequence[Any], out: Any = None) -> Any:
-        """Copy the tensors into one flat vector (a new one, zero in the padding, unless ``out`` is given)."""
+        """Copy the tensors into one flat vector, zero in the padding: ``out``, or a new array like the first tensor."""
         tensors = self.checked(tensors, "Layout.pack")
         if out is None:
-            first = tensors[0] if tensors else np.zeros(0)
-            from .arrays import namespace_of
+            from .adapter import packed
 
-            out = namespace_of(first).zeros(self.size, dtype=first.dtype)
+            return packed(tensors, self)
         for view, tensor in zip(self.views(out), tensors, strict=True):
             view[...] = tensor
         return out
@@ -71,3 +71,9 @@ class Layout:
 
     def __repr__(self) -> str:
         return f"Layout({len(self.shapes)} tensors, {int(self.lengths.sum())} elements, {self.size} with padding)"
+
+
+def _reshaped(array: Any, shape: tuple[int, ...]) -> Any:
+    if hasattr(array, "reshape"):
+        return array.reshape(shape)
+    return sys.modules["tensorflow"].reshape(array, shape)  # its tensors have no such method

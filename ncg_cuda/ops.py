@@ -1,11 +1,20 @@
 """The fused operations on arrays: what :mod:`ncg_cuda.reference` specifies, run by the native engines.
 
-Arrays are C-contiguous NumPy arrays (or CuPy arrays where the native core has a CUDA engine and there is a GPU; the
-operation is then queued on CuPy's current stream and the sums come back as CuPy float64 scalars, without
-synchronisation). Any shape is taken as flat; dtypes are float32 or float64, the same for all operands of a call.
-``hp``, the product H·p, may also be a sequence of arrays, one per tensor of a model: it is then read where it stands,
-as the flat vector of :class:`ncg_cuda.Layout` (tensors on multiples of 16 elements; the padding of the other operands
-must be zero).
+Arrays are C-contiguous arrays of NumPy, CuPy, torch or any library with DLPack (JAX, TensorFlow's eager tensors), read
+where they stand. Any shape is taken as flat; dtypes are float32 or float64, the same for all operands of a call, and so
+is the device. ``hp``, the product H·p, may also be a sequence of arrays, one per tensor of a model: it is then read
+where it stands, as the flat vector of :class:`ncg_cuda.Layout` (tensors on multiples of 16 elements; the padding of the
+other operands must be zero).
+
+On the CPU the sums are Python floats. On a GPU (with a CUDA engine) the operation is queued on the current stream of
+the library that the written arrays belong to, without synchronisation, and the sums stay on the device, as scalars of
+torch or CuPy; where a workspace is given they are views of it, valid until its next use. Where libraries are mixed,
+each waits for the other's work on the arrays. For JAX and TensorFlow arrays alone, CuPy's current stream is used
+(torch's if only torch is imported).
+
+JAX and TensorFlow arrays are immutable: they are read, but not taken where an operation writes. A torch tensor that
+requires grad is read as if detached; it is written only within ``torch.no_grad()``. Operations run eagerly only: not in
+``jax.jit``, ``tf.function`` or ``torch.compile``.
 
 Float32 sums are added in float32 over at most 256 elements and in float64 beyond, in an order that depends on the
 vector's length alone: the same bits for any number of threads, and whether ``hp`` is flat or a sequence.
@@ -18,159 +27,25 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
 from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from . import _core
-from .arrays import CPU, DTYPES, Operand, check_together, namespace_of, operand
+from .calls import STATE_FIELDS as STATE_FIELDS
+from .calls import Workspace as Workspace
+from .calls import call
 from .layout import Layout
 
 CHUNK: int = _core.CHUNK
 """Elements that one block or one thread takes at a time."""
-
-STATE_FIELDS: tuple[str, ...] = tuple(_core.state_fields())
-"""The names of the float64 numbers in a solve's state block."""
 
 VECTORS_MOVED: dict[str, int] = {name: sum(moved) for name, moved in _core.traffic().items()}
 """Vectors that one call of an operation reads and writes, as its functor declares them."""
 
 # A forked child inherits OpenMP's state but none of its threads, and would wait for them for ever.
 os.register_at_fork(after_in_child=lambda: _core.set_num_threads(1))
-
-_SUMS = 4  # of any operation
-
-
-class Workspace:
-    """Everything an operation needs beside its operands. A solve owns one; two solves that share none never meet.
-
-    Args:
-        like: an operand of the calls to come.
-        segments: the most tensors that ``hp`` will come in.
-    """
-
-    def __init__(self, like: Operand, array: Any, segments: int = 0) -> None:
-        xp = namespace_of(array)
-        self.device = like.device
-        self.size = like.size
-        self.state = xp.zeros(len(STATE_FIELDS), dtype=np.float64)
-        self.sums = xp.zeros(_SUMS, dtype=np.float64)
-        self._partials = xp.empty(_core.partials_size(like.size, segments), dtype=np.float64)
-        self._ticket = xp.zeros(2, dtype=np.uint32)
-        self.addresses = {
-            "partials": operand(self._partials, "workspace").address,
-            "ticket": self._ticket.ctypes.data if like.device == CPU else self._ticket.data.ptr,
-        }
-        self.state_address = operand(self.state, "workspace").address
-        self.sums_address = operand(self.sums, "workspace").address
-
-
-class Table:
-    """A sequence of arrays, seen as one flat operand."""
-
-    def __init__(self, tensors: Sequence[Any], name: str, layout: Layout | None, like: Operand) -> None:
-        if not tensors:
-            raise ValueError(f"{name}: an empty sequence; give one array per tensor")
-        if layout is None:
-            layout = Layout([getattr(t, "shape", ()) for t in tensors])
-        if len(tensors) != len(layout.shapes):
-            raise ValueError(f"{name}: {len(tensors)} arrays, but the layout has {len(layout.shapes)} tensors")
-        self.segments: NDArray[np.int64] = np.empty((len(tensors), 3), dtype=np.int64)  # ncg::Segment
-        self.segments[:, 1] = layout.offsets
-        self.segments[:, 2] = layout.lengths
-        self.parts: list[Operand] = []
-        for i, (tensor, length) in enumerate(zip(tensors, layout.lengths, strict=True)):
-            if length == 0:
-                self.segments[i, 0] = 0
-                continue
-            part = operand(tensor, f"{name}[{i}]")
-            if part.size != length:
-                raise ValueError(f"{part.name}: {part.size} elements, but the layout has {length}")
-            if part.dtype != like.dtype:
-                raise TypeError(
-                    f"{part.name}: dtype {part.dtype}, but {like.name} has {like.dtype}; all must be the same"
-                )
-            if part.device != like.device:
-                raise ValueError(
-                    f"{part.name}: on {part.device}, but {like.name} is on {like.device}; move one of them"
-                )
-            self.segments[i, 0] = part.address
-            self.parts.append(part)
-        if like.size != layout.size:
-            raise ValueError(
-                f"{name}: its layout needs flat vectors of {layout.size} elements (tensors start on multiples of 16), "
-                f"but {like.name} has {like.size}; make them by Layout(...).pack"
-            )
-
-
-def call(
-    name: str,
-    operands: Sequence[tuple[Any, str]],
-    *,
-    written: int,
-    params: Sequence[float] = (),
-    workspace: Workspace | None = None,
-    in_solve: bool = False,
-    layout: Layout | None = None,
-) -> Any:
-    """Check the operands and run one operation; the sums as an array, or None as a pass of a solve.
-
-    The first of ``operands`` may be a sequence of arrays; the last ``written`` are written.
-    """
-    described = [
-        operand(array, label, written=i >= len(operands) - written)
-        for i, (array, label) in enumerate(operands)
-        if i > 0 or not isinstance(array, (list, tuple))
-    ]
-    first, label = operands[0]
-    table = None
-    if isinstance(first, (list, tuple)):
-        table = Table(first, label, layout, described[-1])
-    check_together(described, written)
-    if table is not None:
-        for out in described[len(described) - written :] if written else []:
-            for part in table.parts:
-                if out.overlaps(part):
-                    raise ValueError(
-                        f"{out.name} and {part.name} overlap in memory, and {out.name} is written; copy one"
-                    )
-    like = described[-1]
-    segments = 0 if table is None else len(table.segments)
-    if workspace is None:
-        workspace = Workspace(like, operands[-1][0], segments)
-    elif workspace.size != like.size or workspace.device != like.device:
-        raise ValueError(
-            f"workspace: made for {workspace.size} elements on {workspace.device}, but {like.name} has {like.size} on "
-            f"{like.device}"
-        )
-    addresses = [d.address for d in described]
-    if table is not None:
-        addresses.insert(0, 0)
-    where: dict[str, Any] = {"segments": 0 if table is None else table.segments.ctypes.data, "segment_count": segments}
-    sums = {"state": workspace.state_address} if in_solve else {"out": workspace.sums_address}
-    where["params"] = list(params)
-    run = getattr(_core, name)
-    if like.device == CPU:
-        run(False, DTYPES[like.dtype], like.size, addresses, **where, **sums, **workspace.addresses)
-    else:
-        _check_alignment(described)
-        import cupy
-
-        with cupy.cuda.Device(int(like.device.partition(":")[2])):
-            stream = cupy.cuda.get_current_stream().ptr
-            run(True, DTYPES[like.dtype], like.size, addresses, **where, **sums, **workspace.addresses, stream=stream)
-    return None if in_solve else workspace.sums
-
-
-def _check_alignment(operands: list[Operand]) -> None:
-    for o in operands:
-        if o.address % 16:
-            raise ValueError(
-                f"{o.name}: its memory starts at {o.address:#x}, not on a multiple of 16 bytes; pass a copy"
-            )
 
 
 def _scalars(sums: Any, count: int) -> tuple[Any, ...]:
@@ -464,6 +339,23 @@ def pack(
     _reals(scale=scale)
     operands = [(tensors, "tensors"), (flat, "flat")]
     call("pack", operands, written=1, params=[scale], workspace=workspace, layout=layout)
+
+
+def unpack(flat: Any, tensors: Any, scale: float = 1.0, *, layout: Layout | None = None) -> None:
+    """One flat vector into tensors, in one pass: tensors = scale flat; the other way about from :func:`pack`.
+
+    Args:
+        flat: n elements.
+        tensors: a sequence of arrays, one per tensor, overwritten.
+        scale: factor, such as 1 / the number of ranks after an allreduce.
+        layout: see :func:`damped_curvature`.
+    """
+    _reals(scale=scale)
+    if not isinstance(tensors, (list, tuple)):
+        raise TypeError(f"tensors: got {type(tensors).__name__}; give a list of arrays")
+    call(
+        "unpack", [(tensors, "tensors"), (flat, "flat")], written=0, params=[scale], layout=layout, writes_tensors=True
+    )
 
 
 def magnitude(a: Any, *, workspace: Workspace | None = None) -> Any:

@@ -219,7 +219,7 @@ def test_zero_matrix_and_zero_right_hand_side() -> None:
     zero = cg(lambda p: p, np.zeros(5))
     assert (zero.stop_reason, zero.iterations, zero.products) == (StopReason.CONVERGED, 0, 0)
     warm = cg(lambda p: p + p, np.zeros(5), x0=np.ones(5))
-    assert (warm.stop_reason, warm.products, warm.x.tolist()) == (StopReason.CONVERGED, 0, [0.0] * 5)
+    assert (warm.stop_reason, warm.iterations, warm.x.tolist()) == (StopReason.CONVERGED, 0, [0.0] * 5)
     assert cg(lambda p: np.zeros_like(p), np.ones(5), tau=2.0).x == pytest.approx(np.full(5, 0.5))
 
 

@@ -103,6 +103,53 @@ def test_table_gives_the_bits_of_flat(operation: Operation, dtype: type, shapes:
     compare(operation, [layout.pack(hp), *others], native_first=hp)
 
 
+@pytest.mark.parametrize("operation", [o for o in OPERATIONS if o.takes_table], ids=str)
+@pytest.mark.parametrize("table", [False, True])
+def test_bfloat16_product_gives_the_bits_of_its_float32(operation: Operation, table: bool) -> None:
+    ml_dtypes = pytest.importorskip("ml_dtypes")
+    layout = Layout(SHAPES["mixed"] + [(ops.CHUNK + 77,)])
+    rng = np.random.default_rng(4)
+    narrow = [rng.standard_normal(s).astype(ml_dtypes.bfloat16) for s in layout.shapes]
+    wide = [t.astype(np.float32) for t in narrow]
+    others = [layout.pack([rng.standard_normal(s).astype(np.float32) for s in layout.shapes])] * operation.vectors
+    others = [v.copy() for v in others[1:]]
+    first = narrow if table else layout.pack(wide).astype(ml_dtypes.bfloat16)
+    got = operation.native(first, *[v.copy() for v in others])
+    want = operation.native(wide if table else layout.pack(wide), *[v.copy() for v in others])
+    assert got[1] == want[1]
+    for a, b in zip(got[0], want[0], strict=True):
+        assert a.tobytes() == b.tobytes()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shapes", SHAPES.values(), ids=SHAPES)
+def test_pack_and_unpack(dtype: type, shapes: list[tuple[int, ...]]) -> None:
+    rng = np.random.default_rng(9)
+    layout = Layout(shapes)
+    tensors = [rng.standard_normal(s).astype(dtype) for s in shapes]
+    flat = np.full(layout.size, np.nan, dtype)
+    ops.pack(tensors, flat, 0.5)
+    assert np.array_equal(flat, layout.pack([t * dtype(0.5) for t in tensors]))
+    back = [np.full(int(np.prod(s)) + 1, np.nan, dtype)[1:].reshape(s) for s in shapes]  # at odd addresses
+    ops.unpack(flat, back, 2.0)
+    for a, b in zip(tensors, back, strict=True):
+        assert a.tobytes() == b.tobytes()
+
+
+def test_unpack_mistakes() -> None:
+    flat = np.zeros(32, np.float32)
+    tensors = [np.zeros(16, np.float32), np.zeros((2, 8), np.float32)]
+    with pytest.raises(TypeError, match="tensors: got ndarray; give a list"):
+        ops.unpack(flat, flat)
+    with pytest.raises(ValueError, match=r"tensors\[0\] and flat overlap"):
+        ops.unpack(flat, [flat[:16], tensors[1]])
+    tensors[1].flags.writeable = False
+    with pytest.raises(ValueError, match=r"tensors\[1\]: read-only"):
+        ops.unpack(flat, tensors)
+    with pytest.raises(TypeError, match=r"flat: dtype float64|tensors.*float64"):
+        ops.unpack(flat.astype(float), [np.zeros(16, np.float32), np.zeros((2, 8), np.float32)])
+
+
 def test_unaligned_operands() -> None:
     """The CPU engine takes any address that suits the type."""
     base = np.random.default_rng(3).standard_normal(10_001).astype(np.float32)
@@ -117,7 +164,7 @@ def test_any_shape_is_flat() -> None:
 
 def test_workspace_is_reused() -> None:
     hp, p = vectors(2, 5000, np.float32)
-    workspace = ops.Workspace(ops.operand(p, "p"), p)
+    workspace = ops.Workspace(p)
     first = ops.damped_curvature(hp, p, 0.1, workspace=workspace)
     assert ops.damped_curvature(hp, p, 0.1, workspace=workspace) == first == ops.damped_curvature(hp, p, 0.1)
     with pytest.raises(ValueError, match="workspace: made for 5000 elements"):

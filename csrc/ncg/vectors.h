@@ -21,6 +21,9 @@ struct Table {
   std::int64_t count;       // 0: the first operand is flat
 };
 
+// Kernel arguments are limited to 4 KB: up to 161 tensors (ResNet-50) travel in them, a longer table in device memory.
+constexpr std::int64_t kInlineSegments = 161;
+
 // The operands in the operation's order: those read first, then those read and written.
 template <class T, int K>
 struct Vectors {

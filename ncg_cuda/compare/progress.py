@@ -10,7 +10,7 @@ from .records import Point, Run
 from .table import spread
 
 
-def _terminal() -> bool:
+def terminal() -> bool:
     """Whether standard error is a terminal that can show a bar: in containers, some claim to have no columns."""
     try:
         size = os.get_terminal_size(sys.stderr.fileno())
@@ -26,7 +26,7 @@ class Progress:
         self._label, self._runs, self._quiet = label, runs, quiet
         self._done = 0
         self._bar: Any = None
-        if not quiet and _terminal():
+        if not quiet and terminal():
             from tqdm import tqdm
 
             self._bar = tqdm(total=runs * epochs, desc=label, unit="epoch", file=sys.stderr, dynamic_ncols=True)

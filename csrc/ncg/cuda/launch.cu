@@ -49,6 +49,6 @@ int ncg_cuda_device_count(const char** why) {
 const char* ncg_cuda_version() { return NCG_STRING(__CUDACC_VER_MAJOR__) "." NCG_STRING(__CUDACC_VER_MINOR__); }
 
 std::int64_t ncg_cuda_table_bytes(std::int64_t count) {
-  return count <= ncg::cuda::kInlineSegments ? 0 : count * static_cast<std::int64_t>(sizeof(ncg::Segment));
+  return count <= ncg::kInlineSegments ? 0 : count * static_cast<std::int64_t>(sizeof(ncg::Segment));
 }
 }

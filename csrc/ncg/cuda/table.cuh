@@ -9,8 +9,6 @@
 
 namespace ncg::cuda {
 
-// Kernel arguments are limited to 4 KB: up to 161 tensors (ResNet-50) travel in them, a longer table in device memory.
-constexpr int kInlineSegments = 161;
 struct InlineTable {
   Segment segments[kInlineSegments];
 };

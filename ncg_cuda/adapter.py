@@ -1,0 +1,166 @@
+"""The arrays of one solve: the caller's arrays, of any library, and the solver's own vectors beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import numpy as np
+
+from .arrays import Operand, library_of, operand
+from .dlpack import CPU
+from .immutable import Immutable
+from .layout import Layout
+from .libraries import Library, Owner, label
+
+
+class Adapter:
+    """Carries vectors between a solver and its caller, without copies.
+
+    The solver's vectors are flat, of the library :attr:`memory`: the caller's own if that is NumPy, CuPy or torch, else
+    NumPy on the CPU and CuPy (or torch) on a GPU.
+
+    Args:
+        like: an array of the caller; its library, device, dtype and shape are those of everything.
+        name: of the argument, for errors.
+
+    Raises:
+        TypeError, ValueError: as :func:`ncg_cuda.arrays.operand`; an array that is not contiguous is allowed.
+    """
+
+    def __init__(self, like: Any, name: str) -> None:
+        self.like = like
+        self.library: Library = library_of(like, name)
+        if isinstance(self.library, Owner):
+            like = self.library.adopt(like, self.library)  # copied where it is not contiguous
+        self.operand: Operand = operand(like, name)
+        self.device, self.dtype, self.size = self.operand.device, self.operand.dtype, self.operand.size
+        self.memory = _memory(self.library, self.device, name)
+        self.shape: tuple[int, ...] = tuple(self.like.shape)
+
+    def guard(self) -> AbstractContextManager[Any]:
+        """Make the device the current one."""
+        return self.memory.guard(self.device)
+
+    def zeros(self) -> Any:
+        """A vector of zeros."""
+        return self.memory.zeros(self.size, self.dtype, self.device)
+
+    def start(self, array: Any, name: str) -> Operand:
+        """Another array of the caller, of b's size, to be read only.
+
+        Raises:
+            TypeError: not an array like b.
+            ValueError: of another size, dtype or device.
+        """
+        described = self.described(array, name)
+        if (described.size, described.dtype, described.device) != (self.size, self.dtype, self.device):
+            raise ValueError(
+                f"{name}: {described.size} elements of {described.dtype} on {described.device}, but b has "
+                f"{self.size} of {self.dtype} on {self.device}; all must be the same"
+            )
+        return described
+
+    def product(self, array: Any, *, allow_bfloat16: bool = False) -> Operand:
+        """Describe what matvec returned.
+
+        Raises:
+            TypeError: not an array like b, or of another dtype.
+            ValueError: of another shape or device.
+        """
+        try:
+            library = library_of(array, "matvec")
+        except TypeError as error:
+            raise TypeError(f"matvec: returned {label(array)}; {self._wanted()}") from error
+        if library is not self.library and library is not self.memory:
+            raise TypeError(f"matvec: returned {label(array)}; {self._wanted()}")
+        described = self.described(array, "matvec's product", allow_bfloat16=allow_bfloat16)
+        if described.dtype not in (self.dtype, "bfloat16"):
+            raise TypeError(
+                f"matvec: returned dtype {described.dtype}, but b has {self.dtype}; convert the product or b"
+            )
+        if tuple(array.shape) != self.shape:
+            raise ValueError(
+                f"matvec: returned shape {tuple(array.shape)}, but b has {self.shape}; they must be the same"
+            )
+        if described.device != self.device:
+            raise ValueError(f"matvec: returned an array on {described.device}, but b is on {self.device}")
+        return described
+
+    def _wanted(self) -> str:
+        return f"it must return an array like b ({label(self.like)})"
+
+    def described(self, array: Any, name: str, *, allow_bfloat16: bool = False) -> Operand:
+        """Describe an array of the caller that the solve's next operation reads; a copy if it is not contiguous.
+
+        Raises:
+            TypeError, ValueError: not an array of b's library, or none that an operation takes.
+        """
+        library = library_of(array, name)
+        if library is not self.library and library is not self.memory:
+            raise TypeError(f"{name}: got {label(array)}; give an array like b ({label(self.like)})")
+        if isinstance(library, Owner):
+            array = library.adopt(array, library)
+        stream = None if self.device == CPU else self.memory.stream(self.device)
+        return operand(array, name, stream=stream, allow_bfloat16=allow_bfloat16)
+
+    def vector(self, described: Operand) -> Any:
+        """An operand as a flat vector of :attr:`memory`, to be read only: the same memory where that is possible."""
+        return self.memory.adopt(described.array, described.library)
+
+    def copied(self, described: Operand) -> Operand:
+        """A copy of an operand."""
+        return operand(self.memory.copy(self.vector(described)), described.name)
+
+    def scaled(self, vector: Any, factor: float) -> Any:
+        """A vector times a number, as a new vector."""
+        out = self.memory.copy(vector)
+        out *= factor
+        return out
+
+    def pack(self, tensors: Sequence[Any], layout: Layout) -> Any:
+        """Arrays, one per tensor of the layout, copied into one flat vector."""
+        return _filled(self.zeros(), tensors, layout, self.memory)
+
+    def lend(self, vector: Any) -> Any:
+        """A vector as the caller's array, in the same memory, for a call: the caller must not write or keep it."""
+        if isinstance(self.library, Immutable):
+            return self.library.wrap(vector, self.shape, self.like, self.memory)
+        return self.memory.lend(vector, self.shape)
+
+    def show(self, vector: Any) -> Any:
+        """A vector as the caller's array; a copy where such arrays never change (JAX, TensorFlow)."""
+        return self.give(self.memory.copy(vector) if isinstance(self.library, Immutable) else vector)
+
+    def give(self, vector: Any) -> Any:
+        """A vector as the caller's array, in the same memory, for good: the solver must not use it any more."""
+        if isinstance(self.library, Immutable):
+            return self.library.wrap(vector, self.shape, self.like, self.memory)
+        return vector.reshape(self.shape)
+
+
+def packed(tensors: Sequence[Any], layout: Layout) -> Any:
+    """The tensors in one flat vector, an array of the first one's library and dtype, on its device."""
+    like = tensors[0] if tensors else np.zeros(0)
+    library = library_of(like, "Layout.pack")
+    found = library.describe(like, None)
+    memory = _memory(library, found.device, "Layout.pack")
+    flat = _filled(memory.zeros(layout.size, found.dtype, found.device), tensors, layout, memory)
+    return library.wrap(flat, (layout.size,), like, memory) if isinstance(library, Immutable) else flat
+
+
+def _filled(flat: Any, tensors: Sequence[Any], layout: Layout, memory: Owner) -> Any:
+    for view, tensor in zip(layout.views(flat), tensors, strict=True):
+        if 0 not in view.shape:
+            array = tensor.array if isinstance(tensor, Operand) else tensor
+            view[...] = memory.adopt(array, library_of(array, "Layout.pack")).reshape(view.shape)
+    return flat
+
+
+def _memory(library: Library, device: str, name: str) -> Owner:
+    """The library that makes vectors for arrays of ``library``."""
+    if isinstance(library, Owner):
+        return library
+    assert isinstance(library, Immutable)
+    return library.memory(device, name)

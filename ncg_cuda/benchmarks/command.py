@@ -1,0 +1,151 @@
+"""``ncg-cuda bench kernels``: operations and CG iteration at every size, with files that are complete at any moment."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..catalog import Operation
+from ..compare.errors import UsageError
+from ..compare.records import check_writable
+from . import devices, iteration, operations, overhead, peers, sizes, targets
+from .measure import reason
+from .plot import plot
+from .progress import Progress
+from .records import PICTURE_NAME, AtSize, Results
+from .report import report
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is asked for; texts as on the command line."""
+
+    out: Path
+    device: str = "auto"
+    sizes: str = sizes.DEFAULT
+    operations: str = "all"
+    peers: str = "all"
+    repeats: int = 15
+    threads: int | None = None
+    peer_seconds: float = 120.0
+    time_limit: float = 0.0
+    """Seconds after which no further part is begun; 0: no limit."""
+    quiet: bool = False
+
+    def as_json(self) -> dict[str, Any]:
+        return {**vars(self), "out": str(self.out)}
+
+
+def run(plan: Plan) -> int:
+    """Run the plan, print its report, write its files.
+
+    Returns 0; 1 where an operation or one of our contenders failed (a peer's failure is reported, no more); 130 after
+    Ctrl-C, with what was finished by then written and printed.
+
+    Raises:
+        UsageError: before any measurement, if the plan cannot be carried out.
+    """
+    from ..environment import usable_cpus
+
+    chosen = sizes.parse(plan.sizes)
+    rows = operations.select(plan.operations)
+    if plan.threads is not None and plan.threads > usable_cpus():
+        raise UsageError(f"--threads {plan.threads}: this process may use {usable_cpus()} processors")
+    with _processors(plan.threads):
+        device = devices.choose(plan.device, plan.threads)
+        contenders = peers.select(plan.peers, device)
+        check_writable(plan.out)
+        results = Results(plan.out, plan.as_json(), f"{device.name}: {device.describe()}", device.on_gpu)
+        (plan.out / PICTURE_NAME).unlink(missing_ok=True)
+        results.write("running")
+        status = "interrupted"
+        try:
+            _measure(plan, device, chosen, rows, contenders, results)
+            status = "complete"
+        except KeyboardInterrupt:
+            print(f"\ninterrupted: what is finished is in {plan.out}", file=sys.stderr)
+        results.verdicts = targets.judge(results.sizes, device.on_gpu)
+        text = report(results)
+        results.write(status)
+        results.write_report(text)
+        plot(results, plan.out / PICTURE_NAME)
+    print(text)
+    print(f"\nRecords, report and picture: {plan.out}")
+    if status != "complete":
+        return 130
+    return 1 if _ours_failed(results) else 0
+
+
+def _measure(
+    plan: Plan,
+    device: devices.Device,
+    chosen: list[sizes.Size],
+    rows: list[Operation],
+    contenders: list[peers.Peer],
+    results: Results,
+) -> None:
+    from .. import ops
+
+    started = time.monotonic()
+    before = ops.get_num_threads()
+    ops.set_num_threads(device.threads)
+    try:
+        with Progress("calls", quiet=plan.quiet):
+            results.overhead = overhead.measure(device)
+        for size in chosen:
+            at = AtSize(size)
+            results.sizes.append(at)
+            for part in ("operations", "iteration"):
+                if plan.time_limit and time.monotonic() - started > plan.time_limit:
+                    at.notes.append(f"the {part} were not measured: --time-limit {plan.time_limit:g} s is over")
+                    continue
+                with Progress(f"{size.label}: {part}", quiet=plan.quiet) as progress:
+                    try:
+                        if part == "operations":
+                            at.operations = operations.measure(device, size, rows, plan.repeats, progress.step)
+                        else:
+                            at.iteration = iteration.measure(
+                                device,
+                                size,
+                                contenders,
+                                plan.repeats,
+                                peer_seconds=plan.peer_seconds,
+                                step=progress.step,
+                            )
+                    except Exception as error:  # no memory for this size, say; the other sizes go on
+                        at.notes.append(f"the {part} could not be measured: {reason(error)}")
+                results.verdicts = targets.judge(results.sizes, device.on_gpu)
+                results.write("running")
+    finally:
+        ops.set_num_threads(before)
+
+
+def _ours_failed(results: Results) -> bool:
+    for at in results.sizes:
+        if any("could not be measured" in note and "MemoryError" not in note for note in at.notes):
+            return True
+        if at.operations is not None and any(r.failed for r in at.operations.results):
+            return True
+        if at.iteration is not None and any(r.failed for r in at.iteration.results if r.peer == "ours"):
+            return True
+    return False
+
+
+@contextmanager
+def _processors(threads: int | None) -> Iterator[None]:
+    """Hold the process, and every library that it loads, to so many processors."""
+    if threads is None or not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, sorted(before)[:threads])
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)

@@ -1,0 +1,240 @@
+"""How an operation is called: its workspace, a table of tensors as one operand, the checks, and the launch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import _core
+from .arrays import DTYPES, Operand, check_together, operand
+from .dlpack import CPU
+from .gpu_libraries import TORCH
+from .immutable import Immutable
+from .layout import Layout
+from .libraries import NUMPY, Owner
+from .streams import Launch, launch_for
+
+STATE_FIELDS: tuple[str, ...] = tuple(_core.state_fields())
+"""The names of the float64 numbers in a solve's state block."""
+
+TAKE_TENSORS: frozenset[str] = frozenset(_core.take_tensors())
+"""Operations whose first operand may be a sequence of tensors, or bfloat16, or both."""
+
+INLINE_SEGMENTS: int = _core.INLINE_SEGMENTS
+"""Tensors that fit into the arguments of one launch; longer tables are copied to the GPU."""
+
+_SUMS = 4  # of any operation
+
+
+class Workspace:
+    """Everything an operation needs beside its operands. A solve owns one; two solves that share none never meet.
+
+    On a GPU, a workspace belongs to the stream that is current when it is made.
+
+    Args:
+        like: an operand of the calls to come: an array, or an :class:`Operand`.
+        segments: the most tensors that ``hp`` will come in.
+        library: whose memory it takes; by default that of ``like``.
+    """
+
+    def __init__(self, like: Any, segments: int = 0, library: Owner | None = None) -> None:
+        o = like if isinstance(like, Operand) else operand(like, "like")
+        if o.device == CPU:
+            library = NUMPY
+        elif library is None:
+            library = o.library.memory(o.device, o.name) if isinstance(o.library, Immutable) else _owner(o)
+        self.library, self.device, self.size, self.segments = library, o.device, o.size, segments
+        self.kept: list[NDArray[np.int64]] | None = None
+        """Where tables are kept while a graph is captured."""
+        fields = len(STATE_FIELDS)
+        self._small = library.zeros(fields + _SUMS + 1, "float64", o.device)
+        self.state, self.sums = self._small[:fields], self._small[fields : fields + _SUMS]
+        self._partials = library.empty(_core.partials_size(o.size, segments), "float64", o.device)
+        self.state_address = library.describe(self._small, None).address
+        self.sums_address = self.state_address + 8 * fields
+        self.addresses = {
+            "partials": library.describe(self._partials, None).address,
+            "ticket": self.sums_address + 8 * _SUMS,  # two uint32
+        }
+
+    def keep(self, segments: NDArray[np.int64]) -> None:
+        """Keep a table that was copied to the GPU: in a graph that is being captured, it is copied at every launch."""
+        if self.kept is not None:
+            self.kept.append(segments)
+
+    def read_state(self) -> dict[str, float]:
+        """The state block on the host; on a GPU, waits for the current stream."""
+        return dict(zip(STATE_FIELDS, self.library.read(self.state), strict=True))
+
+    def write_state(self, state: dict[str, float]) -> None:
+        """Write the state block."""
+        self.library.write(self.state, np.array([state[name] for name in STATE_FIELDS]))
+
+
+def _owner(o: Operand) -> Owner:
+    assert isinstance(o.library, Owner)
+    return o.library
+
+
+class Table:
+    """A sequence of arrays, seen as one flat operand."""
+
+    def __init__(
+        self,
+        tensors: Sequence[Any],
+        name: str,
+        layout: Layout | None,
+        like: Operand,
+        stream: int | None,
+        *,
+        written: bool = False,
+    ) -> None:
+        if not tensors:
+            raise ValueError(f"{name}: an empty sequence; give one array per tensor")
+        if layout is None:
+            layout = Layout([getattr(t, "shape", ()) for t in tensors])
+        if len(tensors) != len(layout.shapes):
+            raise ValueError(f"{name}: {len(tensors)} arrays, but the layout has {len(layout.shapes)} tensors")
+        self.segments: NDArray[np.int64] = np.empty((len(tensors), 3), dtype=np.int64)  # ncg::Segment
+        self.segments[:, 1] = layout.offsets
+        self.segments[:, 2] = layout.lengths
+        self.parts: list[Operand] = []
+        for i, (tensor, length) in enumerate(zip(tensors, layout.lengths, strict=True)):
+            if length == 0:
+                self.segments[i, 0] = 0
+                continue
+            part = (
+                tensor
+                if isinstance(tensor, Operand)
+                else operand(tensor, f"{name}[{i}]", written=written, stream=stream, allow_bfloat16=not written)
+            )
+            if part.size != length:
+                raise ValueError(f"{part.name}: {part.size} elements, but the layout has {length}")
+            check_first_dtype(part, like)
+            if self.parts and part.dtype != self.parts[0].dtype:
+                raise TypeError(
+                    f"{part.name}: dtype {part.dtype}, but {self.parts[0].name} has {self.parts[0].dtype}; all tensors "
+                    "must have the same"
+                )
+            if part.device != like.device:
+                raise ValueError(
+                    f"{part.name}: on {part.device}, but {like.name} is on {like.device}; move one of them"
+                )
+            self.segments[i, 0] = part.address
+            self.parts.append(part)
+        if like.size != layout.size:
+            raise ValueError(
+                f"{name}: its layout needs flat vectors of {layout.size} elements (tensors start on multiples of 16), "
+                f"but {like.name} has {like.size}; make them by Layout(...).pack"
+            )
+
+
+def check_first_dtype(first: Operand, like: Operand) -> None:
+    """Raise a TypeError unless a product's dtype goes with the vectors': the same, or bfloat16 beside float32."""
+    if first.dtype != like.dtype and (first.dtype, like.dtype) != ("bfloat16", "float32"):
+        raise TypeError(f"{first.name}: dtype {first.dtype}, but {like.name} has {like.dtype}; all must be the same")
+
+
+def call(
+    name: str,
+    operands: Sequence[tuple[Any, str]],
+    *,
+    written: int,
+    params: Sequence[float] = (),
+    workspace: Workspace | None = None,
+    in_solve: bool = False,
+    layout: Layout | None = None,
+    writes_tensors: bool = False,
+) -> Any:
+    """Check the operands and run one operation; the sums as an array, or None as a pass of a solve.
+
+    An operand is an array or an :class:`Operand`. The last ``written`` are written. Where the operation takes tensors,
+    the first one may be a sequence of arrays, or bfloat16 beside float32; ``writes_tensors``: it is what is written.
+    """
+    launch = launch_for(operands, written)
+    stream = None if launch is None else launch.stream
+    first, label = operands[0]
+    tensors = first if isinstance(first, (list, tuple)) else None
+    reads = len(operands) - written
+    bfloat16 = name in TAKE_TENSORS
+    described = [
+        array
+        if isinstance(array, Operand)
+        else operand(array, name, written=i >= reads, stream=stream, allow_bfloat16=bfloat16 and i == 0)
+        for i, (array, name) in enumerate(operands)
+        if i > 0 or tensors is None
+    ]
+    like = described[-1]
+    table = None if tensors is None else Table(tensors, label, layout, like, stream, written=writes_tensors)
+    if table is None and bfloat16:
+        check_first_dtype(described[0], like)
+    check_together(described, written)
+    parts = [] if table is None else table.parts
+    for out in parts if writes_tensors else described[len(described) - written :]:
+        for other in described if writes_tensors else parts:
+            if out.overlaps(other):
+                raise ValueError(
+                    f"{out.name} and {other.name} overlap in memory, and {out.name} is written; copy one of them"
+                )
+    workspace = _workspace(workspace, like, 0 if table is None else len(table.segments), launch)
+    reading = [*parts[:1], *described][0]
+    dtype = DTYPES[like.dtype] if reading.dtype != "bfloat16" else DTYPES["bfloat16"]
+    addresses = [d.address for d in described]
+    arguments: dict[str, Any] = {"params": list(params), **workspace.addresses}
+    if table is not None:
+        addresses.insert(0, 0)
+        arguments |= {"segments": table.segments.ctypes.data, "segment_count": len(table.segments)}
+    if in_solve:
+        arguments["state"] = workspace.state_address
+    else:
+        arguments["out"] = workspace.sums_address
+    run = getattr(_core, name)
+    if launch is None:
+        run(False, dtype, like.size, addresses, **arguments)
+    else:
+        _check_alignment(described)
+        used = [*described, *parts]
+        with launch.guard():
+            launch.join(used)
+            run(True, dtype, like.size, addresses, **arguments, stream=launch.stream)
+            launch.part(used)
+        if table is not None and len(table.segments) > INLINE_SEGMENTS:
+            workspace.keep(table.segments)
+    for out in parts if writes_tensors else described[reads:]:
+        if out.library is TORCH:
+            TORCH.wrote(out.array)
+    return None if in_solve else workspace.sums
+
+
+def _workspace(workspace: Workspace | None, like: Operand, segments: int, launch: Launch | None) -> Workspace:
+    """The caller's workspace, if it will do, or a new one."""
+    library = None if launch is None else launch.library
+    if workspace is None:
+        return Workspace(like, segments, library)
+    if workspace.size != like.size or workspace.device != like.device:
+        raise ValueError(
+            f"workspace: made for {workspace.size} elements on {workspace.device}, but {like.name} has {like.size} on "
+            f"{like.device}"
+        )
+    if library is not None and workspace.library is not library:
+        raise ValueError(
+            f"workspace: made by {workspace.library.name}, but the operation is queued on a stream of {library.name}, "
+            "which the written arrays belong to; make one from one of them"
+        )
+    if library is not None and segments > max(workspace.segments, INLINE_SEGMENTS):
+        raise ValueError(
+            f"workspace: made for {workspace.segments} tensors, but {segments} are given; make it by Workspace(..., "
+            f"segments={segments})"
+        )
+    return workspace
+
+
+def _check_alignment(operands: list[Operand]) -> None:
+    for o in operands:
+        if o.address % 16:
+            raise ValueError(
+                f"{o.name}: its memory starts at {o.address:#x}, not on a multiple of 16 bytes; pass a copy"
+            )
