@@ -3,11 +3,13 @@
 #   make demo    train two scenarios with Newton-CG, Adam and SGD; results in out/demo
 #   make test    the tests
 #   make check-native  the CUDA engine on the CPU, under sanitizers, and with seeded faults (about 5 minutes)
+#   make gpu-check-tf  the TensorFlow op on a GPU: make gpu-check-tf TENSORFLOW=tensorflow-cuda (exit code 3: no GPU)
 #   make lint    ruff, mypy, clang-format
 #   make bench   the vector work of CG against TensorFlow graph code and NumPy
 #   make build   build the native core and the TensorFlow op again
 #
-# Settings: PYTHON (the interpreter that makes .venv), TENSORFLOW (the extra to install: tensorflow-cpu or tensorflow),
+# Settings: PYTHON (the interpreter that makes .venv), TENSORFLOW (the extra to install: tensorflow-cpu, tensorflow, or
+# tensorflow-cuda, which brings CUDA's libraries),
 # NCG_CUDA (AUTO, ON, OFF), CUDAARCHS (CUDA architectures, as CMake takes them: "90-real;120").
 PYTHON ?= python3
 TENSORFLOW ?= tensorflow-cpu
@@ -52,6 +54,10 @@ check-native: $(VENV)/.built
 	$(BIN)/python .ci/requirements.py native > $(VENV)/native.txt
 	$(BIN)/python -m pip install --quiet -r $(VENV)/native.txt
 	$(BIN)/python -m pytest -m native tests/native
+
+.PHONY: gpu-check-tf
+gpu-check-tf: $(VENV)/.built
+	$(BIN)/python tests/gpu/check_tensorflow.py
 
 lint: $(VENV)/.built
 	$(BIN)/ruff check .

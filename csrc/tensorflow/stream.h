@@ -6,9 +6,15 @@
 
 #include "tensorflow/core/framework/device_base.h"
 #include "tensorflow/core/framework/op_kernel.h"
-#include "xla/stream_executor/activate_context.h"
 #include "xla/stream_executor/stream.h"
 #include "xla/stream_executor/stream_executor.h"
+
+// TensorFlow 2.18 has no such header; there, as in all later versions, the device is current when an op is called, and
+// only this library's own check of that is missing.
+#if __has_include("xla/stream_executor/activate_context.h")
+#include "xla/stream_executor/activate_context.h"
+#define NCG_HAVE_ACTIVATE
+#endif
 
 #define NCG_GPU_DEVICE tensorflow::DEVICE_GPU
 #define NCG_GPU_PRIORITY 0
@@ -22,7 +28,9 @@ class Stream {
   explicit Stream(tensorflow::OpKernelContext* ctx) {
     tensorflow::DeviceContext* context = ctx->op_device_context();
     stream_ = context != nullptr ? context->stream() : nullptr;
+#ifdef NCG_HAVE_ACTIVATE
     if (stream_ != nullptr) active_ = stream_->parent()->Activate();
+#endif
   }
 
   absl::Status status() const {
@@ -50,7 +58,9 @@ class Stream {
   using Address = decltype(address_of(&stream_executor::Stream::MemZero));
 
   stream_executor::Stream* stream_ = nullptr;
+#ifdef NCG_HAVE_ACTIVATE
   std::unique_ptr<stream_executor::ActivateContext> active_;
+#endif
 };
 
 }  // namespace ncg::tf

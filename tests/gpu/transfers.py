@@ -82,9 +82,9 @@ class Placement:
     """Of one function's graphs, as TensorFlow cut them up for the devices."""
 
     ops: dict[str, set[str]] = field(default_factory=dict)
-    """The devices of each kind of ncg op, such as ``{"NcgPack": {"GPU"}}``."""
+    """The devices of each kind of ncg op and convolution, such as ``{"NcgPack": {"GPU"}}``."""
     crossing_in_loops: list[str] = field(default_factory=list)
-    """Floating-point tensors that go from one device to another inside a while loop."""
+    """Floating-point tensors, scalars included, that go from one device to another inside a while loop."""
 
 
 def placement(first_call: Callable[[], Any]) -> Placement:
@@ -99,10 +99,10 @@ def placement(first_call: Callable[[], Any]) -> Placement:
     for graphs in metadata.function_graphs:
         for graph in graphs.partition_graphs:
             for node in graph.node:
-                if node.op.startswith("Ncg"):
+                if node.op.startswith("Ncg") or "Conv2D" in node.op:
                     kind = tf.DeviceSpec.from_string(node.device).device_type
                     found.ops.setdefault(node.op, set()).add(str(kind))
-                if node.op in ("_Recv", "_HostRecv") and "while/" in node.attr["tensor_name"].s.decode():
+                if node.op in ("_Recv", "_HostRecv") and re.search(r"while/(?!exit)", node.name):
                     dtype = tf.as_dtype(node.attr["tensor_type"].type)
                     if dtype.is_floating and node.attr["send_device"].s != node.attr["recv_device"].s:
                         found.crossing_in_loops.append(f"{node.name} ({dtype.name})")

@@ -68,8 +68,8 @@ def build(where: Path) -> Path:
     flags = ["-std=c++17", "-O1", "-fPIC", "-fvisibility=hidden", "-ffp-contract=fast", "-w", "-DNCG_MAX_BLOCKS=2"]
     flags += [flag for flag in tf.sysconfig.get_compile_flags() if flag.startswith("-D")]
     flags += [f"-I{HERE / 'emulated'}", f"-I{emulator}", f"-I{CSRC}", "-isystem", tf.sysconfig.get_include()]
-    sources = [CSRC / "tensorflow" / "kernels_gpu.cc", *CSRC.glob("ncg/cuda/*.cu"), emulator / "emulator.cc"]
-    sources.append(HERE / "emulated" / "counts.cc")
+    sources = [CSRC / "tensorflow" / "kernels_gpu.cc", emulator / "emulator.cc"]
+    sources += [HERE / "emulated" / "engine.cc", HERE / "emulated" / "counts.cc"]
 
     def compiled(source: Path) -> str:
         target = where / f"{source.name}.o"
