@@ -196,6 +196,7 @@ class Gpu(Device):
 
     def clock(self, calls: Sequence[Callable[[], Any]], *, capture: bool = True) -> Callable[[], float]:
         cuda = self.xp.cuda
+        self.synchronize()  # the operands were made on another stream, for which this one does not wait
         with self.stream:
             for call in calls:  # what is allocated or loaded on first use is not part of a graph
                 call()
