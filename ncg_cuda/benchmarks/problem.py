@@ -11,7 +11,7 @@ from .operations import clear_padding
 from .sizes import Size
 
 TAU = 0.1
-LARGEST_ERROR = 0.2
+LARGEST_ERROR = 0.25
 """Of a contender's solution (x = 0 has 1): plain float32 sums are off by percents, another system by far more."""
 _SAMPLE = 97
 _CHUNK = 1 << 22
