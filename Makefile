@@ -5,7 +5,7 @@
 #   make check-native  the CUDA engine on the CPU, under sanitizers, and with seeded faults (about 5 minutes)
 #   make gpu-check-tf  the TensorFlow op on a GPU: make gpu-check-tf TENSORFLOW=tensorflow-cuda (exit code 3: no GPU)
 #   make lint    ruff, mypy, clang-format
-#   make bench   the vector work of CG against TensorFlow graph code and NumPy
+#   make bench   the kernels against memory bandwidth and other libraries; results in out/kernels (about 10 minutes)
 #   make build   build the native core and the TensorFlow op again
 #
 # Settings: PYTHON (the interpreter that makes .venv), TENSORFLOW (the extra to install: tensorflow-cpu, tensorflow, or
@@ -71,7 +71,7 @@ format: $(VENV)/.built
 	$(BIN)/clang-format -i $(shell find csrc bindings tests -name '*.h' -o -name '*.cpp' -o -name '*.cc' -o -name '*.cu' -o -name '*.cuh')
 
 bench: $(VENV)/.built
-	$(BIN)/python bench/vector_work.py
+	$(BIN)/ncg-cuda bench kernels --out out/kernels
 
 clean:
 	rm -rf build $(VENV)/.built

@@ -13,7 +13,7 @@ from typing import Any
 
 from .. import ops
 from . import yardsticks
-from .devices import Device
+from .devices import Device, SolveClock
 from .measure import Rounds, Spread, interleave, ratio, reason, spread
 from .peers import Contender, Peer
 from .problem import LARGEST_ERROR, Problem, bytes_needed
@@ -34,6 +34,8 @@ class Result:
     tensors: int
     bytes: int
     seconds: Spread | None = None
+    best_seconds: float | None = None
+    """From the shortest solves: where other work disturbs the machine, more telling than the median."""
     gb_per_s: float | None = None
     percent_of_copy: Spread | None = None
     ours_is_faster: Spread | None = None
@@ -104,10 +106,15 @@ def measure(
             step(contender.name)
             result = Result(contender.name, peer.name, size.label, size.n, size.tensors, counted, note=contender.note)
             measured.results.append(result)
-            clock = _prepare(problem, contender, result, peer_seconds)
-            if clock is not None:
-                clocks[contender.name] = clock
+            prepared = _prepare(problem, contender, result, peer_seconds)
+            if prepared is not None:
+                clocks[contender.name] = prepared
     measured.rounds = interleave(clocks, repeats, step=step)
+    for result in measured.results:
+        clock = clocks.get(result.contender)
+        if isinstance(clock, SolveClock) and not measured.rounds.failed.get(result.contender):
+            best = clock.best()
+            result.best_seconds = best if best > 0 else None
     _evaluate(measured, size.n)
     clocks.clear()
     gc.collect()
@@ -129,7 +136,7 @@ def _contenders(
     yield from found
 
 
-def _prepare(problem: Problem, contender: Contender, result: Result, limit: float) -> Callable[[], float] | None:
+def _prepare(problem: Problem, contender: Contender, result: Result, limit: float) -> SolveClock | None:
     """Verify a contender; its clock, or None with the reason in its result."""
     try:
         with time_limit(limit):

@@ -123,7 +123,7 @@ def _iteration(measured: iteration.Measured, n: int) -> str:
             (
                 r.contender,
                 _ms(r.seconds.median),
-                _ms(r.seconds.smallest),
+                "-" if r.best_seconds is None else _ms(r.best_seconds),
                 f"{r.gb_per_s:.1f}",
                 _percent(r.percent_of_copy),
                 _times(r.ours_is_faster),

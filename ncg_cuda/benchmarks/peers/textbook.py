@@ -35,7 +35,7 @@ def _plain(problem: Problem) -> Solve:
         x, r, p = [xp.zeros_like(part) for part in b], b, b
         rr = dot(r, r)
         for hp in products[:iterations]:
-            q = [h + tau * d for h, d in zip(hp, p, strict=True)]
+            q = [h + d * tau for h, d in zip(hp, p, strict=True)]
             alpha = rr / dot(p, q)
             x = [a + alpha * d for a, d in zip(x, p, strict=True)]
             r = [a - alpha * c for a, c in zip(r, q, strict=True)]
