@@ -47,7 +47,7 @@ def cg(
 
     Predict-and-recompute CG in two fused passes: 8 vectors of memory traffic per iteration on average (32 bytes per
     float32 element), against about 19 in an unfused solver. Works on a scaled copy of the system where b is so large or
-    small (mean |b_i| beyond 2e9 or 5e-10 in float32) that squares would overflow or underflow.
+    small (mean |b_i| above 2e6 or below 5e-7 in float32) that squares might overflow or underflow.
 
     Runs where b lives: on the CPU, or on b's GPU, there in the order of the current stream of b's library.
 

@@ -114,5 +114,7 @@ def test_the_op_refuses_vectors_of_another_length() -> None:
         lib.ncg_cg_iterate(hp=[tf.ones(33)], x=x, r=r, p=p, state=state)
     with pytest.raises(tf.errors.InvalidArgumentError, match="state block has another length"):
         lib.ncg_cg_iterate(hp=[tf.ones(32)], x=x, r=r, p=p, state=state[:5])
+    with pytest.raises(tf.errors.InvalidArgumentError, match="x, r and p have different lengths"):
+        lib.ncg_cg_finish(x=x, r=r[:16], p=p, state=state)
     with pytest.raises(tf.errors.InvalidArgumentError, match=r"flat has shape \[32\]; its shapes need \[48\]"):
         lib.ncg_views(x, shapes=[(33,)], N=1)

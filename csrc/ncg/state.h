@@ -67,14 +67,15 @@ NCG_HD double as_double(StopReason reason) { return static_cast<double>(static_c
 
 NCG_HD bool is_finite(double v) { return v - v == 0.0; }
 
-// The power of two that brings numbers of this mean size near 1; 1 where their squares are safe as they are, even after
-// the residual has become small. Neither it nor its inverse leaves the range of normal numbers.
+// The power of two that brings numbers of this mean size near 1; 1 where sums of squares are safe as they are (in
+// float32 between 5e-7 and 2e6), also those of products with a matrix of the same size: a loss times 1e6 has gradients
+// and curvatures times 1e6. Neither it nor its inverse leaves the range of normal numbers.
 NCG_HD double choose_scale(double mean, double largest) {
   const int limit = std::ilogb(largest);  // 127 for float32
   if (mean == 0.0) return 1.0;
   if (!is_finite(mean)) return std::ldexp(1.0, 8 - limit);  // the sum overflowed, or b is not finite, which begin sees
   const int exponent = std::ilogb(mean);
-  if (-limit / 4 <= exponent && exponent <= limit / 4) return 1.0;
+  if (-limit / 6 <= exponent && exponent <= limit / 6) return 1.0;
   const int wanted = -exponent;
   return std::ldexp(1.0, wanted > limit - 2 ? limit - 2 : (wanted < 2 - limit ? 2 - limit : wanted));
 }

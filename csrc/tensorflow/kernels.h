@@ -12,7 +12,6 @@
 #pragma once
 
 #include <cstdint>
-#include <limits>
 #include <vector>
 
 #include "ncg/call.h"
@@ -178,23 +177,21 @@ struct CgBeginOp : Kernel<CgBeginOp<Device, T>> {
     TF_RETURN_IF_ERROR(ctx->allocate_output(2, b.shape(), &p));
     TF_RETURN_IF_ERROR(ctx->allocate_output(3, TensorShape({kBlockSize}), &block));
 
-    Block start{};
-    start.state.tau = ctx->input(1).scalar<double>()();
-    start.state.cg_tol = ctx->input(2).scalar<double>()();
-    start.state.max_iter = ctx->input(3).scalar<std::int32_t>()();
-    start.state.eps = std::numeric_limits<T>::epsilon();
-    start.state.largest = std::numeric_limits<T>::max();
-    start.state.scale = 1.0;  // the caller has scaled b
-    TF_RETURN_IF_ERROR(device.write(data(*block), &start, sizeof(start)));
+    const Block zero{};
+    TF_RETURN_IF_ERROR(device.write(data(*block), &zero, sizeof(zero)));
     Call call{};
     call.operand[0] = data(b);
-    call.operand[1] = data(*x);
-    call.operand[2] = data(*r);
-    call.operand[3] = data(*p);
     call.n = b.NumElements();
+    call.params[0] = ctx->input(1).scalar<double>()();
+    call.params[1] = ctx->input(2).scalar<double>()();
+    call.params[2] = ctx->input(3).scalar<std::int32_t>()();
     set_block(&call, *block);
     Tensor room;
     TF_RETURN_IF_ERROR(give_room<Device<T>>(ctx, &call, &room));
+    TF_RETURN_IF_ERROR(device.magnitude(call));
+    call.operand[1] = data(*x);
+    call.operand[2] = data(*r);
+    call.operand[3] = data(*p);
     return device.cg_begin(call);
   }
 };
@@ -233,7 +230,37 @@ struct CgIterateOp : Kernel<CgIterateOp<Device, T>> {
     TF_RETURN_IF_ERROR(give_room<Device<T>>(ctx, &call, &room));
     TF_RETURN_IF_ERROR(device.damped_curvature(call));
     for (int i = 0; i < 3; ++i) call.operand[1 + i] = data(*out[i]);
-    return device.cg_update(call);
+    return device.cg_update_deferred(call);
+  }
+};
+
+template <template <class> class Device, class T>
+struct CgFinishOp : Kernel<CgFinishOp<Device, T>> {
+  using Kernel<CgFinishOp>::Kernel;
+
+  absl::Status compute(OpKernelContext* ctx) {
+    const std::int64_t n = ctx->input(0).NumElements();
+    if (ctx->input(1).NumElements() != n || ctx->input(2).NumElements() != n) {
+      return absl::InvalidArgumentError("NcgCgFinish: x, r and p have different lengths");
+    }
+    if (ctx->input(3).NumElements() != kBlockSize) {
+      return absl::InvalidArgumentError("NcgCgFinish: the state block has another length");
+    }
+    Device<T> device(ctx);
+    TF_RETURN_IF_ERROR(device.status());
+    Tensor* x = nullptr;
+    Tensor* block = nullptr;
+    TF_RETURN_IF_ERROR(take_over(ctx, device, 0, 0, &x));
+    TF_RETURN_IF_ERROR(take_over(ctx, device, 3, 1, &block));
+    Call call{};
+    call.operand[0] = data(ctx->input(1));
+    call.operand[1] = data(ctx->input(2));
+    call.operand[2] = data(*x);
+    call.n = n;
+    set_block(&call, *block);
+    Tensor room;
+    TF_RETURN_IF_ERROR(give_room<Device<T>>(ctx, &call, &room));
+    return device.cg_finish(call);
   }
 };
 
@@ -251,7 +278,9 @@ struct CgIterateOp : Kernel<CgIterateOp<Device, T>> {
                               .HostMemory("max_iter"),                                                         \
                           CgBeginOp<Kernels, T>);                                                              \
   REGISTER_KERNEL_BUILDER(Name("NcgCgIterate").Device(device).Priority(priority).TypeConstraint<T>("T"),       \
-                          CgIterateOp<Kernels, T>);
+                          CgIterateOp<Kernels, T>);                                                            \
+  REGISTER_KERNEL_BUILDER(Name("NcgCgFinish").Device(device).Priority(priority).TypeConstraint<T>("T"),        \
+                          CgFinishOp<Kernels, T>);
 #define NCG_REGISTER(Kernels, device, priority)     \
   NCG_REGISTER_AS(Kernels, device, priority, float) \
   NCG_REGISTER_AS(Kernels, device, priority, double)

@@ -78,7 +78,9 @@ REGISTER_OP("NcgCgBegin")
       for (int i = 0; i < 3; ++i) c->set_output(i, c->input(0));
       return StateShape(c, 3);
     })
-    .Doc("x = 0, r = p = b and the state block of a solve of (H + tau I) x = b.");
+    .Doc(
+        "x = 0, r = p = b times a power of two that keeps squares in range, and the state block of a solve of "
+        "(H + tau I) x = b.");
 
 REGISTER_OP("NcgCgIterate")
     .Input("hp: N * T")
@@ -100,3 +102,17 @@ REGISTER_OP("NcgCgIterate")
     .Doc(
         "One CG iteration, both passes, given the undamped product H p of the packed direction p, one tensor per "
         "variable.");
+
+REGISTER_OP("NcgCgFinish")
+    .Input("x: T")
+    .Input("r: T")
+    .Input("p: T")
+    .Input("state: double")
+    .Output("x_out: T")
+    .Output("state_out: double")
+    .Attr("T: {float, double}")
+    .SetShapeFn([](InferenceContext* c) -> absl::Status {
+      c->set_output(0, c->input(0));
+      return StateShape(c, 1);
+    })
+    .Doc("The solution: x with the step that the last iteration left out, in the units of b.");

@@ -10,14 +10,13 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any
 
 import tensorflow as tf
 
 from .graphs import in_xla
-from .scaling import power_of_two, times
 
 logger = logging.getLogger("ncg_cuda")
 
@@ -82,12 +81,7 @@ def solve(
     product = _checked(product, tensors)
     tau, cg_tol = _float64(tau), _float64(cg_tol)
     run = _choose(path)
-    # On a right-hand side near 1: squares of float32 numbers below 1e-19 vanish, and above 1e19 they overflow.
-    scale = power_of_two(tensors)
-    direction, report = run(product, times(tensors, scale), tau=tau, cg_tol=cg_tol, max_iter=max_iter)
-    return times(direction, 1.0 / scale), replace(
-        report, residual_norm=report.residual_norm / scale, rhs_norm=report.rhs_norm / scale
-    )
+    return run(product, tensors, tau=tau, cg_tol=cg_tol, max_iter=max_iter)
 
 
 def _choose(path: str) -> Callable[..., tuple[list[Any], Report]]:

@@ -31,6 +31,7 @@ def solve(product: Product, b: Sequence[Any], *, tau: Any, cg_tol: Any, max_iter
 
     # parallel_iterations=1: an iteration needs all of the one before, and its vectors are updated in place
     x, r, p, state = tf.while_loop(running, iterate, [x, r, p, state], parallel_iterations=1)
+    x, state = lib.ncg_cg_finish(x=x, r=r, p=p, state=state)
     direction = lib.ncg_views(x, shapes=shapes, N=len(shapes))
     return list(direction), _report(state)
 
@@ -42,8 +43,8 @@ def _report(state: Any) -> Report:
     return Report(
         iterations=tf.cast(field("iteration"), tf.int32),
         stop_reason=tf.cast(field("stop"), tf.int32),
-        residual_norm=tf.sqrt(field("rr")),
-        rhs_norm=tf.sqrt(field("bb")),
+        residual_norm=tf.sqrt(field("rr")) / field("scale"),
+        rhs_norm=tf.sqrt(field("bb")) / field("scale"),
         curvature=tf.math.divide_no_nan(field("pq"), field("pp")),
         drift=field("drift"),
         products=tf.cast(field("products"), tf.int32),

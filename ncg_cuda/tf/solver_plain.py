@@ -9,6 +9,7 @@ tensors; dot products are summed per tensor in the vectors' dtype and across ten
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,7 +18,7 @@ import tensorflow as tf
 from ..reference import CURVATURE_GUARD
 from ..state import StopReason
 from .graphs import graph_chain, in_xla
-from .scaling import dot
+from .scaling import dot, power_of_two, times
 from .solver import Product, Report
 
 
@@ -38,6 +39,15 @@ def _stop(condition: Any, reason: StopReason, otherwise: Any) -> Any:
 
 def solve(product: Product, b: Sequence[Any], *, tau: Any, cg_tol: Any, max_iter: int) -> tuple[list[Any], Report]:
     """As :func:`ncg_cuda.tf.solver.solve`, which has checked the arguments."""
+    # On a right-hand side near 1: squares of float32 numbers below 1e-19 vanish, and above 1e19 they overflow.
+    scale = power_of_two(b)
+    direction, report = _solve(product, times(b, scale), tau=tau, cg_tol=cg_tol, max_iter=max_iter)
+    return times(direction, 1.0 / scale), replace(
+        report, residual_norm=report.residual_norm / scale, rhs_norm=report.rhs_norm / scale
+    )
+
+
+def _solve(product: Product, b: Sequence[Any], *, tau: Any, cg_tol: Any, max_iter: int) -> tuple[list[Any], Report]:
     dtype = b[0].dtype
     tau64 = tau
     bb = dot(b, b)

@@ -114,14 +114,17 @@ def keeping(device: str, dtype: str) -> dict[str, np.ndarray]:
         x, r, p, state = lib.ncg_cg_begin(b, tau=TAU, cg_tol=0.0, max_iter=3)
         before = [t.numpy() for t in (b, x, r, p, state)]
         after = lib.ncg_cg_iterate(hp=[2.0 * p[:33]], x=x, r=r, p=p, state=state)
+        between = [t.numpy() for t in after]
+        solution, _ = lib.ncg_cg_finish(*after)
     kept = [np.array_equal(t.numpy(), old) for t, old in zip((b, x, r, p, state), before, strict=True)]
-    return {"kept": np.array(kept), "x": after[0].numpy()}
+    kept += [np.array_equal(t.numpy(), old) for t, old in zip(after, between, strict=True)]
+    return {"kept": np.array(kept), "x": solution.numpy()}
 
 
 def keeping_truth(dtype: str) -> dict[str, np.ndarray]:
     """As :func:`keeping`: all kept, and one step of steepest descent."""
     flat = Layout([(33,)]).pack([t.astype(np.float64) for t in tensors_of([(33,)], dtype, 1)])
-    return {"kept": np.ones(5, bool), "x": flat / (2.0 + TAU)}
+    return {"kept": np.ones(9, bool), "x": flat / (2.0 + TAU)}
 
 
 def training(device: str, dtype: str, path: str, steps: int = 3) -> dict[str, np.ndarray]:

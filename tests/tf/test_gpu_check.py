@@ -75,7 +75,7 @@ tf.config.set_logical_device_configuration(
 import tensorflow_cases as cases, transfers
 solve, arguments = cases.solve_function("/CPU:0", [(33,), (4,)], "float32", iterations=3)
 one = transfers.placement(lambda: tf.function(solve, autograph=False)(*arguments))
-assert one.ops == {{op: {{"CPU"}} for op in ("NcgPack", "NcgViews", "NcgCgBegin", "NcgCgIterate")}}, one
+assert one.ops == {{op: {{"CPU"}} for op in ("NcgPack", "NcgViews", "NcgCgBegin", "NcgCgIterate", "NcgCgFinish")}}, one
 assert one.crossing_in_loops == [], one
 
 @tf.function(autograph=False)

@@ -21,7 +21,7 @@ from ncg_cuda.tf import oplib
 
 HERE = Path(__file__).resolve().parent
 CSRC = HERE.parents[1] / "csrc"
-OPS = ("NcgPack", "NcgViews", "NcgCgBegin", "NcgCgIterate")
+OPS = ("NcgPack", "NcgViews", "NcgCgBegin", "NcgCgIterate", "NcgCgFinish")
 needs_cuda_build = pytest.mark.skipif(_core.cuda_status()[0] is None, reason="this build has no CUDA engine")
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 

@@ -32,6 +32,6 @@ def _build(problem: Problem) -> Solve:
         x, r, p, state = lib.ncg_cg_begin(b, tau=np.float64(problem.tau), cg_tol=np.float64(0.0), max_iter=1000)
         for hp in products:
             x, r, p, state = lib.ncg_cg_iterate(hp=hp, x=x, r=r, p=p, state=state)
-        return x, r, p, state
+        return lib.ncg_cg_finish(x=x, r=r, p=p, state=state)
 
     return lambda iterations: np.asarray(solve(b, products[:iterations])[0])
