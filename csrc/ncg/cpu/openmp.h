@@ -1,4 +1,4 @@
-// The executor of the plain library: OpenMP threads over contiguous ranges of chunks. (TensorFlow's op brings its own
+// The executor of the plain library: OpenMP threads that take hands of chunks in turn. (TensorFlow's op brings its own
 // thread pool instead, so that the two never compete.)
 #pragma once
 
@@ -12,6 +12,7 @@ namespace ncg::cpu {
 
 struct OpenMp {
   int threads;
+  static constexpr std::int64_t kHand = 16;  // 64 K elements
   static constexpr std::int64_t kMinChunksPerThread =
       4;  // 16 K elements: below, waking a thread costs more than it gives
 
@@ -23,10 +24,12 @@ struct OpenMp {
     if (team > 1) {
 #pragma omp parallel num_threads(static_cast<int>(team))
       {
-        // the team may be smaller than asked for
+        // In turn, not in one share each: threads that stay close in memory share its open pages. The team may be
+        // smaller than asked for.
         const std::int64_t size = omp_get_num_threads();
-        const std::int64_t me = omp_get_thread_num();
-        f(count * me / size, count * (me + 1) / size);
+        for (std::int64_t at = omp_get_thread_num() * kHand; at < count; at += size * kHand) {
+          f(at, at + kHand < count ? at + kHand : count);
+        }
       }
       return;
     }
