@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,11 @@ from numpy.typing import NDArray
 
 from .arrays import ITEMSIZE, Operand, operand
 from .layout import Layout
+
+
+@lru_cache(maxsize=64)
+def _layout_of(shapes: tuple[tuple[int, ...], ...]) -> Layout:
+    return Layout(shapes)
 
 
 class Table:
@@ -40,7 +46,7 @@ class Table:
         if not tensors:
             raise ValueError(f"{name}: an empty sequence; give one array per tensor")
         if layout is None:
-            layout = Layout([getattr(t, "shape", ()) for t in tensors])
+            layout = _layout_of(tuple([tuple(getattr(t, "shape", ())) for t in tensors]))
         if len(tensors) != len(layout.shapes):
             raise ValueError(f"{name}: {len(tensors)} arrays, but the layout has {len(layout.shapes)} tensors")
         self.name, self.tensors = name, tensors

@@ -169,6 +169,7 @@ def _calls(
         if result.tensors > 1:
             assert size.layout is not None
             arguments[0] = size.layout.views(arguments[0])
+            options["layout"] = size.layout
         return lambda: row.native(*arguments, **options)
 
     del device
