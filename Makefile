@@ -54,7 +54,7 @@ test: $(VENV)/.built
 check-native: $(VENV)/.built
 	$(BIN)/python .ci/requirements.py native > $(VENV)/native.txt
 	$(BIN)/python -m pip install --quiet -r $(VENV)/native.txt
-	$(BIN)/python -m pytest -m native tests/native
+	$(BIN)/python -m pytest -m native
 
 .PHONY: gpu-check gpu-check-tf
 # With the Python at hand, PYTHON, and without the virtual environment: nothing is downloaded or installed.
