@@ -53,7 +53,7 @@ test: $(VENV)/.built
 check-native: $(VENV)/.built
 	$(BIN)/python .ci/requirements.py native > $(VENV)/native.txt
 	$(BIN)/python -m pip install --quiet -r $(VENV)/native.txt
-	$(BIN)/python -m pytest -m native tests/native
+	$(BIN)/python -m pytest -m native tests/native tests/test_large.py
 
 .PHONY: gpu-check-tf
 gpu-check-tf: $(VENV)/.built

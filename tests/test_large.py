@@ -123,7 +123,9 @@ def test_what_only_writes(operation: str) -> None:
     rng = np.random.default_rng(2)
     source = Periodic(rng.integers(-3, 4, PERIOD).astype(np.float32), PADDED)
     source.tail[:] = rng.integers(-3, 4, len(source.tail))
-    targets = [Periodic(np.full(PERIOD, np.nan, np.float32), PADDED) for _ in range(3 if operation == "cg_begin" else 1)]
+    targets = [
+        Periodic(np.full(PERIOD, np.nan, np.float32), PADDED) for _ in range(3 if operation == "cg_begin" else 1)
+    ]
     for target in targets:
         target.tail[:] = np.nan
     tensors = (slice(0, START), slice(START, START + 1600), slice(START + 1600, PADDED))

@@ -1,4 +1,4 @@
-"""Vectors of billions of elements on a machine of a few gigabytes: memory that is never written, or mapped many times."""
+"""Vectors of billions of elements on a small machine: memory that is never written, or mapped many times."""
 
 from __future__ import annotations
 
