@@ -1,9 +1,16 @@
-"""How a check builds the library: with CMake where it is, else with nvcc alone. Into a folder; nothing is installed."""
+"""Builds the library with nvcc alone into a folder of its own: no CMake, no network, nothing installed.
+
+    python tests/gpu/building.py NVCC ARCHITECTURE FOLDER
+
+Leaves FOLDER/site for PYTHONPATH, without the TensorFlow op, and imports it: a ncg_cuda that Python finds elsewhere,
+such as an editable installation, would otherwise be what is checked.
+"""
 
 from __future__ import annotations
 
-import importlib.util
+import os
 import shutil
+import subprocess
 import sys
 import sysconfig
 from pathlib import Path
@@ -12,23 +19,12 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def command(python: str, nvcc: str, architecture: str, work: Path) -> list[str]:
-    """The command that builds the package into ``work/site``, without its TensorFlow op."""
-    if importlib.util.find_spec("scikit_build_core") is not None and _cmake():
-        definitions = {"NCG_CUDA": "ON", "NCG_TENSORFLOW": "OFF", "CMAKE_CUDA_COMPILER": nvcc}
-        definitions["CMAKE_CUDA_ARCHITECTURES"] = f"{architecture}-real"
-        options = [option for k, v in definitions.items() for option in ("-C", f"cmake.define.{k}={v}")]
-        pip = [python, "-m", "pip", "install", "--no-build-isolation", "--no-deps", "--no-index", "--upgrade"]
-        where = ["-C", f"build-dir={work / 'cmake'}", "--target", str(work / "site")]
-        return [*pip, *options, *where, str(REPOSITORY)]
-    return [python, str(Path(__file__)), nvcc, architecture, str(work)]
+    """The command that builds the package into ``work/site``."""
+    return [python, str(Path(__file__).resolve()), nvcc, architecture, str(work)]
 
 
-def _cmake() -> bool:
-    return shutil.which("cmake") is not None or importlib.util.find_spec("cmake") is not None
-
-
-def by_nvcc(nvcc: str, architecture: str, work: Path) -> list[str]:
-    """The one command that compiles the core where there is no CMake."""
+def compilation(nvcc: str, architecture: str, work: Path) -> list[str]:
+    """The command that compiles the core, on all processors."""
     import pybind11
 
     csrc = REPOSITORY / "csrc"
@@ -46,15 +42,39 @@ def by_nvcc(nvcc: str, architecture: str, work: Path) -> list[str]:
     ]
 
 
-def main() -> int:
-    """Build with nvcc alone: arguments nvcc, architecture, work folder."""
-    import subprocess
+def imported(site: Path) -> str:
+    """Why what Python imports is not what was built; empty if it is."""
+    code = "import ncg_cuda, ncg_cuda._core as core; print(ncg_cuda.__file__); print(core.__file__)"
+    environment = {**os.environ, "PYTHONPATH": str(site), "PYTHONSAFEPATH": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment, cwd=site
+    )
+    if done.returncode != 0:
+        return f"it does not import: {done.stderr.strip()}"
+    elsewhere = [path for path in done.stdout.split() if not Path(path).resolve().is_relative_to(site.resolve())]
+    if elsewhere:
+        return (
+            f"{sys.executable} imports {elsewhere[0]} instead of what was built: uninstall ncg_cuda there, or use a "
+            "Python without it: make gpu-check PYTHON=..."
+        )
+    return ""
 
+
+def main() -> int:
+    """Arguments: nvcc, architecture, folder."""
     nvcc, architecture, folder = sys.argv[1:4]
-    site = Path(folder) / "site" / "ncg_cuda"
-    shutil.rmtree(site, ignore_errors=True)
-    shutil.copytree(REPOSITORY / "ncg_cuda", site, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
-    return subprocess.run(by_nvcc(nvcc, architecture, Path(folder)), check=False).returncode
+    work = Path(folder).resolve()
+    package = work / "site" / "ncg_cuda"
+    shutil.rmtree(package, ignore_errors=True)
+    shutil.copytree(REPOSITORY / "ncg_cuda", package, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    compiled = subprocess.run(compilation(nvcc, architecture, work), check=False)
+    if compiled.returncode != 0:
+        return compiled.returncode
+    wrong = imported(work / "site")
+    if wrong:
+        print(wrong)
+        return 1
+    return 0
 
 
 if __name__ == "__main__":

@@ -51,10 +51,9 @@ def many(n: int, dtype: type) -> list[np.ndarray]:
     return [2 * rng.random(n, dtype=dtype) - dtype(1) for _ in range(max(o.vectors for o in OPERATIONS))]
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("n", [3_000_017, LARGE])
+@pytest.mark.parametrize(("n", "dtype"), [(3_000_017, np.float64), (LARGE, np.float32)])
 @pytest.mark.parametrize("operation", OPERATIONS, ids=str)
-def test_agrees_with_reference_on_millions(cp: Any, operation: Operation, dtype: type, n: int) -> None:
+def test_agrees_with_reference_on_millions(cp: Any, operation: Operation, n: int, dtype: type) -> None:
     inputs = many(n, dtype)[: operation.vectors]
     check(operation, inputs, operation.native(*[cp.asarray(v) for v in inputs]))
 

@@ -172,8 +172,8 @@ class TestMixed:
         assert np.array_equal(flat.get(), layout.pack(host))
 
 
+@pytest.mark.usefixtures("torch")
 def test_torch_alone_needs_no_cupy() -> None:
-    pytest.importorskip("torch")
     code = (
         "import sys; sys.modules['cupy'] = None\n"
         "import torch, ncg_cuda\n"
