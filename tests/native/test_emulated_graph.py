@@ -136,6 +136,17 @@ def test_a_long_table_is_kept_for_every_launch(gpu: Any, loop: str) -> None:
     assert len(junk) == 300
 
 
+@pytest.mark.parametrize("loop", LOOPS)
+def test_nobody_else_gets_the_graphs_memory(gpu: Any, loop: str) -> None:
+    """What the matvec allocates and drops while it is captured is written by every launch."""
+    d, b = system_there(gpu, N, 9)
+    solver = GraphCG(lambda p: d * p, b, max_iter=4, loop=loop)
+    mine = [gpu.cupy.full(N, 7.0, "float32") for _ in range(12)]
+    assert solver.launch().iterations == 4
+    for array in mine:
+        assert (array.get() == 7.0).all()
+
+
 def test_on_another_stream_and_device(gpu: Any) -> None:
     cp = gpu.cupy
     with cp.cuda.Device(1):
