@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
 import pytest
 from fake_gpu import CUDA, Producer
+from gpu_problems import system
 
 from ncg_cuda import CGResult, Layout, StopReason, cg
 
 DTYPES = ["float32", "float64"]
 MORE = ["float32", pytest.param("float64", marks=pytest.mark.native)]  # the rest in make check-native
 N = 4000
-
-
-def system(dtype: str, n: int = N, low: float = 1.0, high: float = 10.0, seed: int = 0) -> tuple[np.ndarray, ...]:
-    """A diagonal and a right-hand side."""
-    rng = np.random.default_rng(seed)
-    return rng.uniform(low, high, n).astype(dtype), rng.standard_normal(n).astype(dtype)
 
 
 def both(gpu: Any, d: np.ndarray, b: np.ndarray, **options: Any) -> tuple[CGResult, CGResult]:
@@ -60,7 +54,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 def test_agrees_with_numpy_and_with_the_cpu_engine(gpu: Any, dtype: str, options: dict[str, Any]) -> None:
-    d, b = system(dtype)
+    d, b = system(N, dtype)
     tau, options = options.get("tau", 0.0), dict(options)
     exact = b.astype(float) / (d.astype(float) + tau)
     if "x0" in options:
@@ -118,7 +112,7 @@ class TestStops:
     @pytest.mark.parametrize("dtype", MORE)
     @pytest.mark.parametrize("poll", [None, 0, 7])
     def test_max_iter(self, gpu: Any, dtype: str, poll: int | None) -> None:
-        d, b = system(dtype)
+        d, b = system(N, dtype)
         on_gpu, on_cpu = both(gpu, d, b, cg_tol=0.0, max_iter=5, poll=poll)
         same(on_gpu, on_cpu, dtype)
         assert (on_gpu.stop_reason, on_gpu.iterations, on_gpu.products) == (StopReason.MAX_ITER, 5, 5)
@@ -127,7 +121,7 @@ class TestStops:
     @pytest.mark.parametrize(("low", "high"), [(-3.0, -1.0), (-0.1, 10.0)])
     @pytest.mark.parametrize("poll", [None, 0])
     def test_negative_curvature(self, gpu: Any, dtype: str, low: float, high: float, poll: int | None) -> None:
-        d, b = system(dtype, low=low, high=high)
+        d, b = system(N, dtype, low=low, high=high)
         d[0] = low
         on_gpu, on_cpu = both(gpu, d, b, cg_tol=1e-6, max_iter=200 if poll is None else 60, poll=poll)
         same(on_gpu, on_cpu, dtype, 1e5)
@@ -137,7 +131,7 @@ class TestStops:
     @pytest.mark.parametrize("dtype", MORE)
     @pytest.mark.parametrize("poll", [None, 0])
     def test_breakdown(self, gpu: Any, dtype: str, poll: int | None) -> None:
-        d, b = system(dtype)
+        d, b = system(N, dtype)
         bad = d.copy()
         bad[N // 2] = np.nan
         on_gpu, on_cpu = both(gpu, bad, b, poll=poll)
@@ -150,7 +144,7 @@ class TestStops:
 
     @pytest.mark.parametrize("dtype", MORE)
     def test_stagnated(self, gpu: Any, dtype: str) -> None:
-        d, b = system(dtype)
+        d, b = system(N, dtype)
         on_gpu, on_cpu = both(gpu, d, b, cg_tol=0.0, max_iter=500)
         assert on_gpu.stop_reason is on_cpu.stop_reason is StopReason.STAGNATED
         np.testing.assert_allclose(on_gpu.x.get(), b.astype(float) / d, rtol=100 * float(np.finfo(dtype).eps))
@@ -159,7 +153,7 @@ class TestStops:
     @pytest.mark.parametrize("magnitude", [1e-30, 1e25])
     @pytest.mark.parametrize("poll", [None, 0])
     def test_scaled(self, gpu: Any, magnitude: float, poll: int | None) -> None:
-        d, b = system("float32")
+        d, b = system(N, "float32")
         on_gpu, on_cpu = both(gpu, d, (b * magnitude).astype("float32"), max_iter=60, poll=poll)
         same(on_gpu, on_cpu, "float32")
         assert on_gpu.converged
@@ -173,7 +167,7 @@ def test_a_solution_out_of_range_is_forgotten(gpu: Any) -> None:
 
 def test_callback(gpu: Any) -> None:
     cp = gpu.cupy
-    d, b = system("float64")
+    d, b = system(N, "float64")
     there, seen = cp.asarray(d), []
 
     def look(iteration: int, x: Any, norm: float) -> None:
@@ -188,80 +182,9 @@ def test_callback(gpu: Any) -> None:
     assert seen == [1, 2, 3, 4]
 
 
-class TestHostSynchronisations:
-    """Exactly as promised; the fake CuPy counts each one."""
-
-    @pytest.mark.parametrize("poll", [1, 3, 4, 100])
-    @pytest.mark.parametrize("stop", ["max_iter", "converged"])
-    def test_one_for_each_look(self, gpu: Any, poll: int, stop: str) -> None:
-        d, b = system("float64")
-        there, right = gpu.cupy.asarray(d), gpu.cupy.asarray(b)
-        tol, most = (0.0, 10) if stop == "max_iter" else (1e-6, 60)
-        gpu.syncs.clear()
-        gpu.uploads.clear()
-        result = cg(lambda p: there * p, right, cg_tol=tol, max_iter=most, poll=poll, verify=False)
-        iterations = result.iterations
-        assert result.stop_reason is (StopReason.MAX_ITER if stop == "max_iter" else StopReason.CONVERGED)
-        assert len(gpu.syncs) == 1 + math.ceil(iterations / poll)  # one after the start, then one per look
-        assert gpu.uploads == []
-        assert result.products == min(poll * math.ceil(iterations / poll), most)
-        passes = [call.name for call in gpu.calls]
-        assert len(gpu.launches) == len(passes) == 2 + 2 * result.products + 1
-        assert min(result.residual_norm, result.rhs_norm, result.curvature, result.drift) >= 0
-        assert len(gpu.syncs) == 1 + math.ceil(iterations / poll)  # the numbers are known
-
-    @pytest.mark.parametrize(
-        "options", [{}, {"preconditioner": True}, {"x0": True}, {"parts": 3}, {"tensors": 170}], ids=str
-    )
-    def test_none_at_all_without_looks(self, gpu: Any, options: dict[str, Any]) -> None:
-        layout = Layout([(7,)] * options.get("tensors", 1)) if "tensors" in options else None
-        d, b = system("float32", N if layout is None else layout.size)
-        there, right = gpu.cupy.asarray(d), gpu.cupy.asarray(b)
-        product = (lambda p: layout.views(there * p)) if layout else lambda p: there * p
-        extra = {name: there for name in ("preconditioner", "x0") if name in options}
-        gpu.syncs.clear()
-        gpu.uploads.clear()
-        result = cg(
-            [product] * options["parts"] if "parts" in options else product,
-            right,
-            max_iter=12,
-            poll=0,
-            layout=layout,
-            **extra,
-        )
-        assert gpu.syncs == []
-        assert gpu.uploads == []
-        assert gpu.runs == 0  # nothing has run: the host is far ahead
-        assert "not read" in repr(result)
-        assert gpu.syncs == []
-        assert result.stop_reason is not StopReason.RUNNING
-        assert len(gpu.syncs) == 1
-        assert result.iterations <= 12
-        assert result.residual_norm >= 0
-        assert len(gpu.syncs) == 1  # read once
-
-    def test_what_runs_after_the_stop_changes_nothing(self, gpu: Any) -> None:
-        d, b = system("float32")
-        there, right = gpu.cupy.asarray(d), gpu.cupy.asarray(b)
-        results = [
-            cg(lambda p: there * p, right, cg_tol=1e-3, max_iter=40, poll=poll, verify=False) for poll in (1, 0, 9, 40)
-        ]
-        assert len({r.iterations for r in results}) == 1
-        assert results[0].iterations < 20
-        assert len({r.x.get().tobytes() for r in results}) == 1
-
-    def test_a_verified_claim_costs_two_more(self, gpu: Any) -> None:
-        d, b = system("float64")
-        there, right = gpu.cupy.asarray(d), gpu.cupy.asarray(b)
-        gpu.syncs.clear()
-        result = cg(lambda p: there * p, right, cg_tol=1e-6, max_iter=60, poll=60, verify=True)
-        assert (result.converged, result.verified) == (True, True)
-        assert len(gpu.syncs) == 1 + 1 + 2  # r.z and r.r of the true residual
-
-
 def test_the_second_device(gpu: Any) -> None:
     cp = gpu.cupy
-    d, b = system("float32")
+    d, b = system(N, "float32")
     with cp.cuda.Device(1):
         there, right, near = cp.asarray(d), cp.asarray(b), cp.asarray(b)
     stream_of_zero = cp.cuda.Stream(non_blocking=True)
@@ -277,7 +200,7 @@ def test_the_second_device(gpu: Any) -> None:
 
 def test_mixed_arrays(gpu: Any) -> None:
     cp = gpu.cupy
-    d, b = system("float32")
+    d, b = system(N, "float32")
     there, right = cp.asarray(d), cp.asarray(b)
     with cp.cuda.Device(1):
         elsewhere = cp.asarray(d)
@@ -298,7 +221,7 @@ def test_mixed_arrays(gpu: Any) -> None:
 @pytest.mark.parametrize("poll", [None, 0])
 def test_arrays_by_dlpack(gpu: Any, poll: int | None) -> None:
     """A library without vectors and without a current stream: CuPy's are used, on the array's device."""
-    d, b = system("float32")
+    d, b = system(N, "float32")
     b = np.concatenate([np.zeros(16, np.float32), b])
     right = Producer(b[-b.ctypes.data % 16 // 4 :][:N], (CUDA, 1))
     gpu.memory.foreign(right.data, 1)

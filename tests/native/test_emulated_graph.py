@@ -7,17 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from gpu_problems import system_there
 
 from ncg_cuda import GraphCG, Layout, StopReason, cg
 from ncg_cuda.graph import LOOPS
 
 N = 5000
-
-
-def problem(gpu: Any, seed: int, dtype: str = "float32") -> tuple[Any, Any]:
-    rng = np.random.default_rng(seed)
-    d = gpu.cupy.asarray(rng.uniform(1, 20, N).astype(dtype))
-    return d, gpu.cupy.asarray(rng.standard_normal(N).astype(dtype))
 
 
 def names(gpu: Any, stream: int) -> list[str]:
@@ -29,7 +24,7 @@ def names(gpu: Any, stream: int) -> list[str]:
 @pytest.mark.parametrize("preconditioned", [False, True])
 def test_gives_the_bits_of_cg(gpu: Any, dtype: str, loop: str, preconditioned: bool) -> None:
     cp = gpu.cupy
-    d, b = problem(gpu, 1, dtype)
+    d, b = system_there(gpu, N, 1, dtype)
     m = 1 / (d + 0.3) if preconditioned else None
     options = {"tau": 0.1, "cg_tol": 1e-2, "max_iter": 14, "preconditioner": m}
     want = cg(lambda p: d * p, b, poll=0, **options)
@@ -46,7 +41,7 @@ def test_gives_the_bits_of_cg(gpu: Any, dtype: str, loop: str, preconditioned: b
     assert result.residual_norm == want.residual_norm
     passes = result.iterations if loop == "device" else 14
     assert gpu.runs - ran == 2 + 2 * passes + 1  # the loop on the device ends with the solve
-    other = problem(gpu, 2, dtype)[1]
+    other = system_there(gpu, N, 2, dtype)[1]
     again = solver.launch(other)
     assert again.x.get().tobytes() == cg(lambda p: d * p, other, poll=0, **options).x.get().tobytes()
     d *= 2.0  # new values in place, of which the graph knows
@@ -56,7 +51,7 @@ def test_gives_the_bits_of_cg(gpu: Any, dtype: str, loop: str, preconditioned: b
 
 
 def test_what_is_captured_and_in_which_order(gpu: Any) -> None:
-    d, b = problem(gpu, 3)
+    d, b = system_there(gpu, N, 3)
     gpu.log.clear()
     GraphCG(lambda p: d * p, b, max_iter=9)
     at = {what: i for i, (what, *_) in enumerate(gpu.log) if what != "launch"}
@@ -76,7 +71,7 @@ def test_what_is_captured_and_in_which_order(gpu: Any) -> None:
 
 
 def test_unrolled(gpu: Any) -> None:
-    d, b = problem(gpu, 3)
+    d, b = system_there(gpu, N, 3)
     gpu.log.clear()
     GraphCG(lambda p: d * p, b, max_iter=9, loop="unrolled")
     begin = next(i for i, entry in enumerate(gpu.log) if entry[0] == "begin_capture")
@@ -89,7 +84,7 @@ def test_unrolled(gpu: Any) -> None:
 @pytest.mark.parametrize("how", ["raises", "reads", "returns something else"])
 def test_a_matvec_that_fails_leaves_nothing_capturing(gpu: Any, loop: str, when: str, how: str) -> None:
     cp = gpu.cupy
-    d, b = problem(gpu, 4)
+    d, b = system_there(gpu, N, 4)
     calls: list[int] = []
 
     def matvec(p: Any) -> Any:
@@ -141,10 +136,21 @@ def test_a_long_table_is_kept_for_every_launch(gpu: Any, loop: str) -> None:
     assert len(junk) == 300
 
 
+@pytest.mark.parametrize("loop", LOOPS)
+def test_nobody_else_gets_the_graphs_memory(gpu: Any, loop: str) -> None:
+    """What the matvec allocates and drops while it is captured is written by every launch."""
+    d, b = system_there(gpu, N, 9)
+    solver = GraphCG(lambda p: d * p, b, max_iter=4, loop=loop)
+    mine = [gpu.cupy.full(N, 7.0, "float32") for _ in range(12)]
+    assert solver.launch().iterations == 4
+    for array in mine:
+        assert (array.get() == 7.0).all()
+
+
 def test_on_another_stream_and_device(gpu: Any) -> None:
     cp = gpu.cupy
     with cp.cuda.Device(1):
-        d, b = problem(gpu, 5)
+        d, b = system_there(gpu, N, 5)
     solver = GraphCG(lambda p: d * p, b, max_iter=30)
     assert {launch.device for launch in gpu.launches} == {1}
     with cp.cuda.Device(1):
@@ -159,7 +165,7 @@ def test_on_another_stream_and_device(gpu: Any) -> None:
 
 
 def test_mistakes(gpu: Any) -> None:
-    d, b = problem(gpu, 6)
+    d, b = system_there(gpu, N, 6)
     with pytest.raises(TypeError, match=r"b: got numpy.ndarray on cpu; a graph needs CuPy arrays"):
         GraphCG(lambda p: p, np.ones(5))
     with pytest.raises(ValueError, match="loop: 'while'; give one of 'device', 'unrolled'"):
@@ -198,7 +204,7 @@ def test_a_solve_that_the_caller_captures(gpu: Any) -> None:
 
 def test_a_look_in_a_capture_is_refused_by_cuda(gpu: Any) -> None:
     cp = gpu.cupy
-    d, b = problem(gpu, 8)
+    d, b = system_there(gpu, N, 8)
     cp.cuda.get_current_stream().synchronize()
     stream = cp.cuda.Stream(non_blocking=True)
     with stream:

@@ -7,16 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 from fake_gpu import CUDA, Producer
+from gpu_problems import system_there
 
 from ncg_cuda import Layout, cg, ops
 
 N = 6000
-
-
-def problem(gpu: Any, seed: int, dtype: str = "float32") -> tuple[Any, Any]:
-    rng = np.random.default_rng(seed)
-    d = gpu.cupy.asarray(rng.uniform(1, 20, N).astype(dtype))
-    return d, gpu.cupy.asarray(rng.standard_normal(N).astype(dtype))
 
 
 def start(gpu: Any, stream: Any, d: Any, b: Any, **options: Any) -> Any:
@@ -69,7 +64,7 @@ def test_two_solves_at_once_give_the_bits_of_one_after_the_other(gpu: Any, seed:
 def test_solves_that_share_a_workspace_would_meet(gpu: Any) -> None:
     """So the test above can fail: the same, with what cg never does."""
     cp = gpu.cupy
-    (a, _), (b, _) = problem(gpu, 1), problem(gpu, 2)
+    (a, _), (b, _) = system_there(gpu, N, 1), system_there(gpu, N, 2)
     workspace = ops.Workspace(a)
     gpu.run_all(0)
     sums = []
@@ -82,7 +77,7 @@ def test_solves_that_share_a_workspace_would_meet(gpu: Any) -> None:
 
 def test_a_look_waits_for_the_solves_own_stream_alone(gpu: Any) -> None:
     cp = gpu.cupy
-    d, b = problem(gpu, 3)
+    d, b = system_there(gpu, N, 3)
     other, mine = cp.cuda.Stream(non_blocking=True), cp.cuda.Stream(non_blocking=True)
     slow = start(gpu, other, d, b)
     ready = cp.cuda.get_current_stream().record()
@@ -100,7 +95,7 @@ def test_a_look_waits_for_the_solves_own_stream_alone(gpu: Any) -> None:
 def test_the_result_is_used_in_the_order_of_the_stream(gpu: Any) -> None:
     """Without any wait of the host between the solve and what comes after it."""
     cp = gpu.cupy
-    d, b = problem(gpu, 4, "float64")
+    d, b = system_there(gpu, N, 4, "float64")
     gpu.run_all(0)
     right = b.values.copy()
     stream = cp.cuda.Stream(non_blocking=True)
@@ -120,7 +115,7 @@ def test_the_result_is_used_in_the_order_of_the_stream(gpu: Any) -> None:
 def test_memory_that_is_dropped_at_once_is_still_there(gpu: Any) -> None:
     """Products live in the matvec's own arrays: gone from Python before the pass that reads them has run."""
     cp = gpu.cupy
-    d, b = problem(gpu, 5)
+    d, b = system_there(gpu, N, 5)
     stream = cp.cuda.Stream(non_blocking=True)
     kept = start(gpu, stream, d, b).x
     freed = [block for block in gpu.memory.blocks if block.freed]
@@ -156,7 +151,7 @@ def test_a_producer_of_another_stream_is_waited_for(gpu: Any) -> None:
 def test_a_solve_within_a_solve(gpu: Any) -> None:
     """On a stream of its own, in the matvec of the other one."""
     cp = gpu.cupy
-    (d, b), (e, c) = problem(gpu, 6), problem(gpu, 7)
+    (d, b), (e, c) = system_there(gpu, N, 6), system_there(gpu, N, 7)
     s, t = cp.cuda.Stream(non_blocking=True), cp.cuda.Stream(non_blocking=True)
     s.wait_event(cp.cuda.get_current_stream().record())
     t.wait_event(cp.cuda.get_current_stream().record())

@@ -62,6 +62,7 @@ class Gpu:
         self.runs = 0
         """Launches that have run; one in a graph counts each time."""
         self.faults: list[str] = []
+        self._reusable: list[Block] = []
         self._bodies: dict[int, tuple[Queue, list[Work]]] = {}
 
     # streams
@@ -114,15 +115,28 @@ class Gpu:
 
     def allocate(self, nbytes: int, owner: Any) -> Block:
         """Memory on the current device that lives as long as ``owner``."""
-        block = self.memory.allocate(nbytes, self.device)
+        block = self._reused(nbytes) or self.memory.allocate(nbytes, self.device)
         weakref.finalize(owner, self._free, block, self.current(), self.pool).atexit = False
         return block
 
     def _free(self, block: Block, queue: Queue, pool: object) -> None:
         """Memory goes back to its pool: in the order of its stream, others may have it."""
         block.freed = True
+        if queue.capture is not None and pool is None:
+            self._reusable.append(block)  # the graph will write it, but the common pool does not know that
         if pool is self.pool:  # a pool of its own that is not in use any more gives it to nobody
             queue.submit(block.poison)
+
+    def _reused(self, nbytes: int) -> Block | None:
+        """Memory that was freed in a capture: the common pool gives it to whoever comes next."""
+        if self.pool is not None or self.capturing():
+            return None
+        for block in self._reusable:
+            if (block.nbytes, block.device) == (nbytes, self.device):
+                self._reusable.remove(block)
+                block.freed = False
+                return block
+        return None
 
     # what the CUDA engine asks for
 
@@ -156,11 +170,15 @@ class Gpu:
 
     def _copy(self, stream: int, to: int, source: int, nbytes: int) -> int:
         queue = self._own(stream)
-        if queue.capture is not None:  # a node of a graph reads the host's memory at each launch
-            queue.submit(lambda: ctypes.memmove(to, source, nbytes))
-        else:  # pageable memory is staged before the call returns
-            staged = ctypes.string_at(source, nbytes)
-            queue.submit(lambda: ctypes.memmove(to, staged, nbytes))
+        staged = ctypes.string_at(source, nbytes)  # before the call returns, as CUDA does with pageable memory
+        captured = queue.capture is not None  # a node of a graph reads the host's memory at each launch
+
+        def run() -> None:
+            if captured and ctypes.string_at(source, nbytes) != staged:
+                self.faults.append("the host's memory that a graph copies from has become something else")
+            ctypes.memmove(to, staged, nbytes)
+
+        queue.submit(run)
         self.log.append(("copy", queue.handle))
         return 0
 
@@ -183,10 +201,11 @@ class Gpu:
         return -CAPTURE_UNSUPPORTED if spoiled else 0
 
     def check_access(self, name: str, address: int, nbytes: int) -> None:
-        """Note an access by a launch to memory that it must not touch."""
+        """Raise if a launch is about to touch memory that it must not."""
         fault = self.memory.fault(address, nbytes, self.device)
         if fault is not None:
             self.faults.append(f"{name}: {fault}")
+            raise AssertionError(self.faults[-1])
 
     def problems(self) -> list[str]:
         """All that went wrong behind the host's back."""
