@@ -5,8 +5,8 @@ the tests marked gpu, compute-sanitizer's four tools on a short set, and the ker
 bench/results/<gpu>-<date>.json and .txt. Needs nvcc, and a Python with NumPy, CuPy, pybind11 and pytest; uses torch,
 JAX and matplotlib where they are. Changes no clocks and no modes of the GPU, and shares it with others.
 
-Exit code: 0 all passed, 1 something failed or ran out of time, 3 no GPU, 4 no nvcc, 5 a Python package is missing,
-130 interrupted.
+Exit code: 0 all passed, 1 something failed or ran out of time, 3 no GPU, 4 no nvcc, 5 no CuPy, 6 another Python
+package is missing, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ import datetime
 import json
 import os
 import re
+import shutil
+import signal
 import sys
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
@@ -31,6 +33,9 @@ from steps import Clock, Step
 REPOSITORY = Path(__file__).resolve().parents[2]
 TOTAL = 470.0  # seconds for everything
 LIMITS = {"build": 200.0, "tests": 180.0, "sanitizer": 60.0, "benchmark": 150.0}
+RESERVED = {"build": 90.0, "tests": 100.0, "sanitizer": 26.0, "benchmark": 110.0}
+"""Seconds that a step has in any case: those before it may not use them up."""
+SIZES = "25.6e6,resnet50,1e5,1e8,1e6"  # of the benchmark, the most telling first: it may run out of time
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
 
 
@@ -45,7 +50,22 @@ class Check:
         self.environment: dict[str, Any] = {}
         self.table = ""
         work.mkdir(parents=True, exist_ok=True)
-        self.variables = {**os.environ, "PYTHONPATH": str(work / "site"), "PYTHONSAFEPATH": "1"}
+        self.variables = {
+            **os.environ,
+            "PYTHONPATH": str(work / "site"),
+            "PYTHONSAFEPATH": "1",
+            "CMAKE_BUILD_PARALLEL_LEVEL": str(len(os.sched_getaffinity(0))),  # make, where there is no ninja
+            "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # JAX would take most of a GPU that others use, too
+            "CUPY_CACHE_DIR": str(work / "cupy"),
+            "TRITON_CACHE_DIR": str(work / "triton"),
+            "TORCHINDUCTOR_CACHE_DIR": str(work / "inductor"),
+        }
+
+    def limit(self, kind: str) -> float:
+        """The seconds of the next step, of a kind of LIMITS: what its successors need in any case is left to them."""
+        kinds = ["build", "tests", *["sanitizer"] * len(TOOLS), "benchmark"]
+        later = sum(RESERVED[other] for other in kinds[len(self.steps) + 1 :])
+        return min(LIMITS[kind], max(self.clock.left() - later - steps.GRACE, 1.0))
 
     def run(self, name: str, command: list[str], limit: float) -> Step:
         """Run a step and record it."""
@@ -57,6 +77,7 @@ class Check:
 
     def done(self, step: Step) -> Step:
         self.steps.append(step)
+        self.write()  # now, in case that the check is killed
         print(f"         {step.outcome} in {step.seconds:.0f} s{': ' if step.detail else ''}{step.detail}", flush=True)
         return step
 
@@ -66,7 +87,7 @@ class Check:
         report.unlink(missing_ok=True)
         paths = [str(REPOSITORY / "tests" / name) for name in ("gpu", "benchmarks/test_bench_gpu.py")]
         options = ["-c", str(REPOSITORY / "pyproject.toml"), "-m", "gpu", "-q", f"--junitxml={report}"]
-        step = self.run("tests", [python, "-m", "pytest", *options, *paths], LIMITS["tests"])
+        step = self.run("tests", [python, "-m", "pytest", *options, *paths], self.limit("tests"))
         if report.exists():
             suite = ElementTree.parse(report).getroot().find("testsuite")
             counted = (
@@ -90,14 +111,16 @@ class Check:
             # other libraries' kernels are not what is checked, and racecheck is slow on them
             chosen = [] if tool == "memcheck" else ["--kernel-name", "kns=ncg"]
             command = [sanitizer, "--tool", tool, "--error-exitcode", "9", *chosen, python]
-            self.run(tool, [*command, str(REPOSITORY / "tests/gpu/sanitized.py"), "--quick"], LIMITS["sanitizer"])
+            self.run(tool, [*command, str(REPOSITORY / "tests/gpu/sanitized.py"), "--quick"], self.limit("sanitizer"))
 
     def benchmark(self, python: str) -> None:
         """The kernel benchmark; its figures go into the record."""
         folder = self.work / "bench"
-        limit = min(LIMITS["benchmark"], self.clock.left())
+        shutil.rmtree(folder, ignore_errors=True)  # of an earlier check
+        limit = self.limit("benchmark")
         command = [python, "-m", "ncg_cuda", "bench", "kernels", "--device", "gpu", "--out", str(folder), "--quiet"]
-        self.run("benchmark", [*command, "--repeats", "11", "--time-limit", f"{max(limit - 30, 10):.0f}"], limit)
+        command += ["--sizes", SIZES, "--repeats", "11", "--peer-seconds", "25"]
+        self.run("benchmark", [*command, "--time-limit", f"{max(limit - 40, 10):.0f}"], limit)
         record, table = folder / "kernels.json", folder / "kernels.txt"
         if record.exists():
             self.figures = json.loads(record.read_text())
@@ -107,7 +130,9 @@ class Check:
 
     def write(self) -> Path:
         """The record and the readable table."""
-        from ncg_cuda.files import write_atomic, write_json
+        if str(REPOSITORY) not in sys.path:
+            sys.path.append(str(REPOSITORY))
+        from ncg_cuda.files import write_atomic, write_json  # of the sources: they need no native core
 
         date = datetime.datetime.now(datetime.timezone.utc)
         name = re.sub(r"[^a-z0-9]+", "-", self.gpu.name.lower()).strip("-")
@@ -146,18 +171,21 @@ def run_all(check: Check, nvcc: str) -> int:
     python = sys.executable
     try:
         command = building.command(python, nvcc, check.gpu.architecture, check.work)
-        if check.run("build", command, LIMITS["build"]).outcome == steps.PASSED:
+        if check.run("build", command, check.limit("build")).outcome == steps.PASSED:
             check.tests(python)
             check.sanitize(python)
             check.benchmark(python)
     except KeyboardInterrupt:
         check.done(Step("check", steps.INTERRUPTED, detail="by the user"))
-    sys.path.insert(0, str(REPOSITORY))
     path = check.write()
     print(f"\n{check.report()}\n\n{path}\n{path.with_suffix('.txt')}")
     if check.steps[-1].outcome == steps.INTERRUPTED:
         return 130
     return 0 if check.passed() else 1
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -194,6 +222,7 @@ def main(arguments: list[str] | None = None) -> int:
     except machine.Missing as missing:
         print(f"gpu-check: {missing}", file=sys.stderr)
         return missing.code
+    signal.signal(signal.SIGTERM, _interrupt)  # as Ctrl-C: what was found is written
     print(f"{gpu.name}, sm_{gpu.architecture}; results go to {options.out}")
     return run_all(Check(gpu, options.out.resolve(), work, TOTAL), nvcc)
 
