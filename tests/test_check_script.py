@@ -132,6 +132,35 @@ def test_an_interruption_leaves_complete_results(made: gpu_check.Check, monkeypa
     assert [step["outcome"] for step in record["steps"]] == ["passed", "passed", "interrupted"]  # type: ignore[index,attr-defined]
 
 
+def test_what_later_steps_need_is_left_to_them(made: gpu_check.Check) -> None:
+    made.clock = steps.Clock(gpu_check.TOTAL)
+    limits = []
+    for kind in ("build", "tests", *["sanitizer"] * 4, "benchmark"):
+        limits.append(made.limit(kind))
+        assert limits[-1] >= gpu_check.RESERVED[kind] - 2 * steps.GRACE
+        made.steps.append(steps.Step(kind, steps.PASSED))
+        used = gpu_check.TOTAL - made.clock.left() + limits[-1] + steps.GRACE  # each takes all that it may
+        made.clock = steps.Clock(gpu_check.TOTAL - used)
+    assert made.clock.left() > -1.0
+
+
+def test_results_are_there_after_every_step(made: gpu_check.Check, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    monkeypatch.setattr(made, "tests", lambda python: seen.append(results(made)["steps"]))
+    gpu_check.run_all(made, "nvcc")
+    assert [step["name"] for step in seen[0]] == ["build"]  # type: ignore[index,attr-defined]
+
+
+def test_a_step_out_of_time_may_write_what_it_has(made: gpu_check.Check) -> None:
+    code = (
+        "import time\nprint('begun', flush=True)\ntry: time.sleep(1000)\n"
+        "except KeyboardInterrupt: open('kept', 'w').write('figures')"
+    )
+    step = made.run("slow", [PYTHON, "-c", code], 2.0)
+    assert step.outcome == "timed out"
+    assert (made.work / "kept").read_text() == "figures"
+
+
 def run_script(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, **variables}
     return subprocess.run(
@@ -175,7 +204,12 @@ def test_missing_compiler_and_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "PACKAGES", {"numpy": "numpy", "no_such_module": "such-a-package"})
     with pytest.raises(machine.Missing, match="lacks such-a-package: pip install such-a-package") as caught:
         machine.check_packages()
-    assert caught.value.code == machine.NO_PACKAGE
+    assert caught.value.code == machine.NO_PACKAGE == 6
+    monkeypatch.setattr(machine, "PACKAGES", {"no_cupy_here": "x", "cupy": "cupy-cuda13x"})
+    monkeypatch.setattr(machine.importlib.util, "find_spec", lambda module: None)
+    with pytest.raises(machine.Missing, match="pip install x cupy-cuda13x") as caught:
+        machine.check_packages()
+    assert caught.value.code == machine.NO_CUPY == 5
 
 
 def test_all_sources_are_compiled(tmp_path: Path) -> None:

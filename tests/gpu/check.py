@@ -5,8 +5,8 @@ the tests marked gpu, compute-sanitizer's four tools on a short set, and the ker
 bench/results/<gpu>-<date>.json and .txt. Needs nvcc, and a Python with NumPy, CuPy, pybind11 and pytest; uses torch,
 JAX and matplotlib where they are. Changes no clocks and no modes of the GPU, and shares it with others.
 
-Exit code: 0 all passed, 1 something failed or ran out of time, 3 no GPU, 4 no nvcc, 5 a Python package is missing,
-130 interrupted.
+Exit code: 0 all passed, 1 something failed or ran out of time, 3 no GPU, 4 no nvcc, 5 no CuPy, 6 another Python
+package is missing, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import datetime
 import json
 import os
 import re
+import shutil
 import signal
 import sys
 import xml.etree.ElementTree as ElementTree
@@ -31,7 +32,10 @@ from steps import Clock, Step
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TOTAL = 470.0  # seconds for everything
-LIMITS = {"build": 130.0, "tests": 150.0, "sanitizer": 25.0}  # the benchmark gets what is left: 90 at least
+LIMITS = {"build": 200.0, "tests": 180.0, "sanitizer": 60.0, "benchmark": 150.0}
+RESERVED = {"build": 110.0, "tests": 100.0, "sanitizer": 22.0, "benchmark": 110.0}
+"""Seconds that a step has in any case: those before it may not use them up."""
+SIZES = "25.6e6,resnet50,1e5,1e8,1e6"  # of the benchmark, the most telling first: it may run out of time
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
 
 
@@ -46,7 +50,21 @@ class Check:
         self.environment: dict[str, Any] = {}
         self.table = ""
         work.mkdir(parents=True, exist_ok=True)
-        self.variables = {**os.environ, "PYTHONPATH": str(work / "site"), "PYTHONSAFEPATH": "1"}
+        self.variables = {
+            **os.environ,
+            "PYTHONPATH": str(work / "site"),
+            "PYTHONSAFEPATH": "1",
+            "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # JAX would take most of a GPU that others use, too
+            "CUPY_CACHE_DIR": str(work / "cupy"),
+            "TRITON_CACHE_DIR": str(work / "triton"),
+            "TORCHINDUCTOR_CACHE_DIR": str(work / "inductor"),
+        }
+
+    def limit(self, kind: str) -> float:
+        """The seconds of the next step, of a kind of LIMITS: what its successors need in any case is left to them."""
+        kinds = ["build", "tests", *["sanitizer"] * len(TOOLS), "benchmark"]
+        later = sum(RESERVED[other] for other in kinds[len(self.steps) + 1 :])
+        return min(LIMITS[kind], max(self.clock.left() - later - steps.GRACE, 1.0))
 
     def run(self, name: str, command: list[str], limit: float) -> Step:
         """Run a step and record it."""
@@ -58,6 +76,7 @@ class Check:
 
     def done(self, step: Step) -> Step:
         self.steps.append(step)
+        self.write()  # now, in case that the check is killed
         print(f"         {step.outcome} in {step.seconds:.0f} s{': ' if step.detail else ''}{step.detail}", flush=True)
         return step
 
@@ -67,7 +86,7 @@ class Check:
         report.unlink(missing_ok=True)
         paths = [str(REPOSITORY / "tests" / name) for name in ("gpu", "benchmarks/test_bench_gpu.py")]
         options = ["-c", str(REPOSITORY / "pyproject.toml"), "-m", "gpu", "-q", f"--junitxml={report}"]
-        step = self.run("tests", [python, "-m", "pytest", *options, *paths], LIMITS["tests"])
+        step = self.run("tests", [python, "-m", "pytest", *options, *paths], self.limit("tests"))
         if report.exists():
             suite = ElementTree.parse(report).getroot().find("testsuite")
             counted = (
@@ -91,14 +110,16 @@ class Check:
             # other libraries' kernels are not what is checked, and racecheck is slow on them
             chosen = [] if tool == "memcheck" else ["--kernel-name", "kns=ncg"]
             command = [sanitizer, "--tool", tool, "--error-exitcode", "9", *chosen, python]
-            self.run(tool, [*command, str(REPOSITORY / "tests/gpu/sanitized.py"), "--quick"], LIMITS["sanitizer"])
+            self.run(tool, [*command, str(REPOSITORY / "tests/gpu/sanitized.py"), "--quick"], self.limit("sanitizer"))
 
     def benchmark(self, python: str) -> None:
         """The kernel benchmark; its figures go into the record."""
         folder = self.work / "bench"
-        limit = self.clock.left()
+        shutil.rmtree(folder, ignore_errors=True)  # of an earlier check
+        limit = self.limit("benchmark")
         command = [python, "-m", "ncg_cuda", "bench", "kernels", "--device", "gpu", "--out", str(folder), "--quiet"]
-        self.run("benchmark", [*command, "--repeats", "11", "--time-limit", f"{max(limit - 30, 10):.0f}"], limit)
+        command += ["--sizes", SIZES, "--repeats", "11", "--peer-seconds", "25"]
+        self.run("benchmark", [*command, "--time-limit", f"{max(limit - 40, 10):.0f}"], limit)
         record, table = folder / "kernels.json", folder / "kernels.txt"
         if record.exists():
             self.figures = json.loads(record.read_text())
@@ -108,7 +129,9 @@ class Check:
 
     def write(self) -> Path:
         """The record and the readable table."""
-        from ncg_cuda.files import write_atomic, write_json
+        if str(REPOSITORY) not in sys.path:
+            sys.path.append(str(REPOSITORY))
+        from ncg_cuda.files import write_atomic, write_json  # of the sources: they need no native core
 
         date = datetime.datetime.now(datetime.timezone.utc)
         name = re.sub(r"[^a-z0-9]+", "-", self.gpu.name.lower()).strip("-")
@@ -152,18 +175,21 @@ def run_all(check: Check, nvcc: str) -> int:
     signal.signal(signal.SIGTERM, _interrupt)  # what `timeout` sends: as Ctrl-C, results are written
     try:
         command = building.command(python, nvcc, check.gpu.architecture, check.work)
-        if check.run("build", command, LIMITS["build"]).outcome == steps.PASSED:
+        if check.run("build", command, check.limit("build")).outcome == steps.PASSED:
             check.tests(python)
             check.sanitize(python)
             check.benchmark(python)
     except KeyboardInterrupt:
         check.done(Step("check", steps.INTERRUPTED, detail="by the user"))
-    sys.path.insert(0, str(REPOSITORY))
     path = check.write()
     print(f"\n{check.report()}\n\n{path}\n{path.with_suffix('.txt')}")
     if check.steps[-1].outcome == steps.INTERRUPTED:
         return 130
     return 0 if check.passed() else 1
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 def main(arguments: list[str] | None = None) -> int:

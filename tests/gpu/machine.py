@@ -10,7 +10,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-NO_GPU, NO_NVCC, NO_PACKAGE = 3, 4, 5
+NO_GPU, NO_NVCC, NO_CUPY, NO_PACKAGE = 3, 4, 5, 6
 """Exit codes of a check that cannot run here."""
 
 PACKAGES = {"numpy": "numpy", "cupy": "cupy-cuda13x", "pybind11": "pybind11", "pytest": "pytest"}
@@ -94,7 +94,7 @@ def check_packages() -> None:
         raise Missing(
             f"{sys.executable} lacks {', '.join(missing)}: pip install {' '.join(missing)}, or name another Python: "
             "make gpu-check PYTHON=/path/to/python",
-            NO_PACKAGE,
+            NO_CUPY if PACKAGES.get("cupy") in missing else NO_PACKAGE,
         )
 
 

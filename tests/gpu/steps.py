@@ -12,6 +12,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+GRACE = 8.0
+"""Seconds that a program has after an interrupt to write down what it has."""
+
 PASSED, FAILED, TIMED_OUT, SKIPPED, INTERRUPTED = "passed", "failed", "timed out", "skipped", "interrupted"
 
 
@@ -72,12 +75,15 @@ def run(
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    for how, patience in ((signal.SIGTERM, 5.0), (signal.SIGKILL, 5.0)):
+    """An interrupt first, so that the program can write down what it has; then the end, for all that it started."""
+    for how, patience in ((signal.SIGINT, GRACE), (signal.SIGTERM, 2.0), (signal.SIGKILL, 5.0)):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, how)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(timeout=patience)
-            return
+            break
+    with contextlib.suppress(ProcessLookupError):  # children that ignore an interrupt
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def tail(log: Path, lines: int = 4) -> str:
