@@ -3,6 +3,7 @@
 #   make demo    train two scenarios with Newton-CG, Adam and SGD; results in out/demo
 #   make test    the tests
 #   make check-native  the CUDA engine on the CPU, under sanitizers, and with seeded faults (about 5 minutes)
+#   make gpu-check     on a machine with a GPU: tests, sanitizers, benchmark, in 8 minutes (exit code 3: no GPU)
 #   make gpu-check-tf  the TensorFlow op on a GPU: make gpu-check-tf TENSORFLOW=tensorflow-cuda (exit code 3: no GPU)
 #   make lint    ruff, mypy, clang-format
 #   make bench   the kernels against memory bandwidth and other libraries; results in out/kernels (about 10 minutes)
@@ -53,9 +54,13 @@ test: $(VENV)/.built
 check-native: $(VENV)/.built
 	$(BIN)/python .ci/requirements.py native > $(VENV)/native.txt
 	$(BIN)/python -m pip install --quiet -r $(VENV)/native.txt
-	$(BIN)/python -m pytest -m native tests/native tests/test_large.py
+	$(BIN)/python -m pytest -m native
 
-.PHONY: gpu-check-tf
+.PHONY: gpu-check gpu-check-tf
+# With the Python at hand, PYTHON, and without the virtual environment: nothing is downloaded or installed.
+gpu-check:
+	$(PYTHON) tests/gpu/check.py
+
 gpu-check-tf: $(VENV)/.built
 	$(BIN)/python tests/gpu/check_tensorflow.py
 

@@ -100,9 +100,35 @@ py::tuple read_capsule(const py::capsule& capsule) {
                         contiguous(*tensor), read_only);
 }
 
+// The addresses of a list of plain ndarrays of these lengths and this dtype, or None where one of them is anything
+// else: the caller then looks at them one by one, which takes a hundred times as long.
+py::object addresses_of_ndarrays(const py::sequence& tensors, const py::array_t<std::int64_t>& lengths,
+                                 const std::string& dtype, bool written) {
+  const auto count = static_cast<py::ssize_t>(tensors.size());
+  if (lengths.size() != count) return py::none();
+  static const py::handle ndarray = py::object(py::module_::import("numpy").attr("ndarray")).release();
+  py::array_t<std::int64_t> addresses(count);
+  for (py::ssize_t i = 0; i < count; ++i) {
+    const py::object item = tensors[static_cast<std::size_t>(i)];
+    if (py::type::handle_of(item).ptr() != ndarray.ptr()) return py::none();  // a subclass may mean something else
+    const auto array = py::reinterpret_borrow<py::array>(item);
+    const int flags = array.flags();
+    const bool writeable = (flags & py::detail::npy_api::NPY_ARRAY_WRITEABLE_) != 0;
+    const bool aligned = (flags & py::detail::npy_api::NPY_ARRAY_ALIGNED_) != 0;
+    if ((flags & py::array::c_style) == 0 || !aligned || (written && !writeable) || array.size() != lengths.at(i) ||
+        name_of(array.dtype()) != dtype) {
+      return py::none();
+    }
+    addresses.mutable_at(i) = array.size() == 0 ? 0 : reinterpret_cast<std::int64_t>(array.data());
+  }
+  return addresses;
+}
+
 }  // namespace
 
 void bind_arrays(py::module_& module) {
   module.def("describe_ndarray", &describe_ndarray, py::arg("array").noconvert());
+  module.def("addresses_of_ndarrays", &addresses_of_ndarrays, py::arg("tensors"), py::arg("lengths"), py::arg("dtype"),
+             py::arg("written"));
   module.def("read_capsule", &read_capsule, py::arg("capsule"));
 }

@@ -13,6 +13,9 @@
 #include "ncg/cpu/openmp.h"
 #include "ncg/operations.h"
 #include "yardsticks.h"
+#ifdef _OPENMP
+#include <omp.h>
+#endif
 #ifdef NCG_WITH_CUDA
 #include "ncg/cuda/graph/loop.h"
 #include "ncg/cuda/launch.h"

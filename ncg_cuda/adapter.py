@@ -13,6 +13,7 @@ from .dlpack import CPU
 from .immutable import Immutable
 from .layout import Layout
 from .libraries import Library, Owner, label
+from .table import Table
 
 
 class Adapter:
@@ -105,6 +106,29 @@ class Adapter:
         stream = None if self.device == CPU else self.memory.stream(self.device)
         return operand(array, name, stream=stream, allow_bfloat16=allow_bfloat16)
 
+    def tensors(self, parts: Sequence[Any], layout: Layout, like: Operand, *, allow_bfloat16: bool = False) -> Table:
+        """Describe what matvec returned, one array per tensor.
+
+        Raises:
+            TypeError, ValueError: not arrays of b's library, or none that an operation takes.
+        """
+        name = "matvec's product"
+        stream = None if self.device == CPU else self.memory.stream(self.device)
+        foreign = [i for i, part in enumerate(parts) if library_of(part, f"{name}[{i}]") is not self.library]
+        if foreign or not all(_plain(part) for part in parts):
+            parts = [
+                self.described(part, f"{name}[{i}]", allow_bfloat16=allow_bfloat16) if layout.lengths[i] else part
+                for i, part in enumerate(parts)
+            ]
+        table = Table(parts, name, layout, like, stream)
+        if table.dtype == "bfloat16" and not allow_bfloat16:
+            raise TypeError(f"{name}: dtype bfloat16; allowed are float32 and float64, or ask for it by bfloat16=True")
+        return table
+
+    def tensor_copy(self, array: Any) -> Any:
+        """A copy of one of the caller's tensors, as an array of :attr:`memory`."""
+        return self.memory.copy(self.memory.adopt(array, library_of(array, "matvec's product")))
+
     def vector(self, described: Operand) -> Any:
         """An operand as a flat vector of :attr:`memory`, to be read only: the same memory where that is possible."""
         return self.memory.adopt(described.array, described.library)
@@ -138,6 +162,14 @@ class Adapter:
         if isinstance(self.library, Immutable):
             return self.library.wrap(vector, self.shape, self.like, self.memory)
         return vector.reshape(self.shape)
+
+
+def _plain(array: Any) -> bool:
+    """Whether an array need not be copied for being contiguous."""
+    flags = getattr(array, "flags", None)
+    if flags is not None:
+        return bool(flags.c_contiguous)
+    return not hasattr(array, "is_contiguous") or bool(array.is_contiguous())
 
 
 def packed(tensors: Sequence[Any], layout: Layout) -> Any:

@@ -16,6 +16,7 @@ from .immutable import Immutable
 from .layout import Layout
 from .libraries import NUMPY, Owner
 from .streams import Launch, launch_for
+from .table import Table, check_first_dtype
 
 STATE_FIELDS: tuple[str, ...] = tuple(_core.state_fields())
 """The names of the float64 numbers in a solve's state block."""
@@ -79,65 +80,6 @@ def _owner(o: Operand) -> Owner:
     return o.library
 
 
-class Table:
-    """A sequence of arrays, seen as one flat operand."""
-
-    def __init__(
-        self,
-        tensors: Sequence[Any],
-        name: str,
-        layout: Layout | None,
-        like: Operand,
-        stream: int | None,
-        *,
-        written: bool = False,
-    ) -> None:
-        if not tensors:
-            raise ValueError(f"{name}: an empty sequence; give one array per tensor")
-        if layout is None:
-            layout = Layout([getattr(t, "shape", ()) for t in tensors])
-        if len(tensors) != len(layout.shapes):
-            raise ValueError(f"{name}: {len(tensors)} arrays, but the layout has {len(layout.shapes)} tensors")
-        self.segments: NDArray[np.int64] = np.empty((len(tensors), 3), dtype=np.int64)  # ncg::Segment
-        self.segments[:, 1] = layout.offsets
-        self.segments[:, 2] = layout.lengths
-        self.parts: list[Operand] = []
-        for i, (tensor, length) in enumerate(zip(tensors, layout.lengths, strict=True)):
-            if length == 0:
-                self.segments[i, 0] = 0
-                continue
-            part = (
-                tensor
-                if isinstance(tensor, Operand)
-                else operand(tensor, f"{name}[{i}]", written=written, stream=stream, allow_bfloat16=not written)
-            )
-            if part.size != length:
-                raise ValueError(f"{part.name}: {part.size} elements, but the layout has {length}")
-            check_first_dtype(part, like)
-            if self.parts and part.dtype != self.parts[0].dtype:
-                raise TypeError(
-                    f"{part.name}: dtype {part.dtype}, but {self.parts[0].name} has {self.parts[0].dtype}; all tensors "
-                    "must have the same"
-                )
-            if part.device != like.device:
-                raise ValueError(
-                    f"{part.name}: on {part.device}, but {like.name} is on {like.device}; move one of them"
-                )
-            self.segments[i, 0] = part.address
-            self.parts.append(part)
-        if like.size != layout.size:
-            raise ValueError(
-                f"{name}: its layout needs flat vectors of {layout.size} elements (tensors start on multiples of 16), "
-                f"but {like.name} has {like.size}; make them by Layout(...).pack"
-            )
-
-
-def check_first_dtype(first: Operand, like: Operand) -> None:
-    """Raise a TypeError unless a product's dtype goes with the vectors': the same, or bfloat16 beside float32."""
-    if first.dtype != like.dtype and (first.dtype, like.dtype) != ("bfloat16", "float32"):
-        raise TypeError(f"{first.name}: dtype {first.dtype}, but {like.name} has {like.dtype}; all must be the same")
-
-
 def call(
     name: str,
     operands: Sequence[tuple[Any, str]],
@@ -152,12 +94,13 @@ def call(
     """Check the operands and run one operation; the sums as an array, or None as a pass of a solve.
 
     An operand is an array or an :class:`Operand`. The last ``written`` are written. Where the operation takes tensors,
-    the first one may be a sequence of arrays, or bfloat16 beside float32; ``writes_tensors``: it is what is written.
+    the first one may be a sequence of arrays or a :class:`Table`, or bfloat16 beside float32; ``writes_tensors``: it is
+    what is written.
     """
     launch = launch_for(operands, written)
     stream = None if launch is None else launch.stream
     first, label = operands[0]
-    tensors = first if isinstance(first, (list, tuple)) else None
+    flat_first = not isinstance(first, (list, tuple, Table))
     reads = len(operands) - written
     bfloat16 = name in TAKE_TENSORS
     described = [
@@ -165,23 +108,22 @@ def call(
         if isinstance(array, Operand)
         else operand(array, name, written=i >= reads, stream=stream, allow_bfloat16=bfloat16 and i == 0)
         for i, (array, name) in enumerate(operands)
-        if i > 0 or tensors is None
+        if i > 0 or flat_first
     ]
     like = described[-1]
-    table = None if tensors is None else Table(tensors, label, layout, like, stream, written=writes_tensors)
-    if table is None and bfloat16:
+    table = None
+    if not flat_first:
+        table = first if isinstance(first, Table) else Table(first, label, layout, like, stream, written=writes_tensors)
+    elif bfloat16:
         check_first_dtype(described[0], like)
     check_together(described, written)
+    if table is not None:
+        for vector in described if writes_tensors else described[len(described) - written :]:
+            table.check_apart(vector, writes_tensors=writes_tensors)
     parts = [] if table is None else table.parts
-    for out in parts if writes_tensors else described[len(described) - written :]:
-        for other in described if writes_tensors else parts:
-            if out.overlaps(other):
-                raise ValueError(
-                    f"{out.name} and {other.name} overlap in memory, and {out.name} is written; copy one of them"
-                )
     workspace = _workspace(workspace, like, 0 if table is None else len(table.segments), launch)
-    reading = [*parts[:1], *described][0]
-    dtype = DTYPES[like.dtype] if reading.dtype != "bfloat16" else DTYPES["bfloat16"]
+    narrow = (described[0] if table is None else table).dtype == "bfloat16"
+    dtype = DTYPES["bfloat16" if narrow else like.dtype]
     addresses = [d.address for d in described]
     arguments: dict[str, Any] = {"params": list(params), **workspace.addresses}
     if table is not None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from . import ops, reference
+from . import _core, ops, reference
 
 TAU, ALPHA_X, ALPHA_R, BETA, LR = 0.3, 0.7, 0.5, 0.2, -0.1
 DEFERRED, SCALE, WEIGHT = 0.6, 0.5, 0.25
@@ -29,11 +29,22 @@ class Operation:
     """Whether v0 may be a sequence of arrays, and bfloat16."""
     variant: str = ""
     """What tells this row from another of the same operation."""
-    moved: int | None = None
-    """Vectors read and written, where it is not what ops.VECTORS_MOVED says."""
+    moved: tuple[int, int] | None = None
+    """Vectors read and written, where it is not what the operation itself declares."""
 
     def __str__(self) -> str:
-        return f"{self.name} ({self.variant})" if self.variant else self.name
+        return f"{self.name}, {self.variant}" if self.variant else self.name
+
+    @property
+    def traffic(self) -> tuple[int, int]:
+        """Vectors read and written by a call."""
+        return self.moved or _core.traffic()[self.name]
+
+    @property
+    def stream(self) -> tuple[int, int, int]:
+        """Reads, writes and vectors of the plain stream that moves as much."""
+        reads, writes = self.traffic
+        return reads, writes, self.vectors if self.moved is None else max(reads, writes)
 
 
 def _native_update(hp: Any, x: Any, r: Any, p: Any, **o: Any) -> Result:
@@ -121,8 +132,8 @@ OPERATIONS = [
         takes_table=True,
     ),
     Operation("cg_update", 4, _native_update, _exact_update, takes_table=True),
-    Operation("cg_update_deferred", 4, *_deferred(True), takes_table=True),
-    Operation("cg_update_deferred", 4, *_deferred(False), takes_table=True, variant="x stays", moved=5),
+    Operation("cg_update_deferred", 4, *_deferred(True), takes_table=True, variant="x moves"),
+    Operation("cg_update_deferred", 4, *_deferred(False), takes_table=True, variant="x stays", moved=(3, 2)),
     Operation(
         "preconditioned_curvature",
         3,

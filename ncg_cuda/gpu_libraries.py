@@ -6,6 +6,7 @@ Neither is imported before the program has done so (but see :func:`gpu_library`)
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -29,6 +30,21 @@ class CuPy(Owner):
         return Memory(
             array.data.ptr, array.size, str(array.dtype), self.device(array), array.flags.c_contiguous, writeable=True
         )
+
+    def addresses(
+        self, tensors: Sequence[Any], lengths: NDArray[np.int64], dtype: str, device: str, *, written: bool
+    ) -> Any:
+        ndarray, number = self._cupy.ndarray, number_of(device)
+        for tensor, length in zip(tensors, lengths.tolist(), strict=True):
+            if (
+                type(tensor) is not ndarray
+                or tensor.size != length
+                or tensor.dtype != dtype
+                or tensor.device.id != number
+                or not tensor.flags.c_contiguous
+            ):
+                return None
+        return [tensor.data.ptr for tensor in tensors]
 
     def device(self, array: Any) -> str:
         return f"cuda:{array.device.id}"
@@ -102,6 +118,26 @@ class Torch(Owner):
             ) from error
         dtype = str(array.dtype).removeprefix("torch.")
         return Memory(address, array.numel(), dtype, device, array.is_contiguous(), writeable=True)
+
+    def addresses(
+        self, tensors: Sequence[Any], lengths: NDArray[np.int64], dtype: str, device: str, *, written: bool
+    ) -> Any:
+        if written:
+            return None  # autograd has to be told of each
+        torch = self._torch
+        wanted, where = getattr(torch, dtype), torch.device(device)
+        for tensor, length in zip(tensors, lengths.tolist(), strict=True):
+            if (
+                type(tensor) is not torch.Tensor
+                or tensor.numel() != length
+                or tensor.dtype is not wanted
+                or tensor.device != where
+                or tensor.layout is not torch.strided
+                or not tensor.is_contiguous()
+                or tensor.is_neg()
+            ):
+                return None
+        return [tensor.data_ptr() for tensor in tensors]
 
     def device(self, array: Any) -> str:
         device = array.device

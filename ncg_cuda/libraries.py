@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -57,6 +58,14 @@ class Library(ABC):
 
     def wrote(self, array: Any) -> None:  # noqa: B027 - most libraries need not know
         """Tell the library that an operation has written the array."""
+
+    def addresses(
+        self, tensors: Sequence[Any], lengths: NDArray[np.int64], dtype: str, device: str, *, written: bool
+    ) -> Any:
+        """The addresses of tensors of this library with these lengths, all of one dtype and device, as int64 numbers;
+        None where one of them is not so, or where they have to be described one by one.
+        """
+        return None
 
     def exporter(self, array: Any) -> Any:
         """The array as an object for another library's ``from_dlpack``."""
@@ -133,6 +142,11 @@ class NumPy(Owner):
     def describe(self, array: Any, stream: int | None) -> Memory:
         address, size, dtype, contiguous, writeable = _core.describe_ndarray(array)
         return Memory(address, size, dtype, CPU, contiguous, writeable)
+
+    def addresses(
+        self, tensors: Sequence[Any], lengths: NDArray[np.int64], dtype: str, device: str, *, written: bool
+    ) -> Any:
+        return _core.addresses_of_ndarrays(tensors, lengths, dtype, written)
 
     def device(self, array: Any) -> str:
         return CPU

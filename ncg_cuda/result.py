@@ -32,11 +32,14 @@ class CGResult:
         verified: bool = False,
     ) -> None:
         self.x, self._products, self.verified = x, products, verified
-        self._solve, self._state_block, self._residual_norm = solve, state, residual_norm
+        self._state_block, self._residual_norm = state, residual_norm
+        # The solve's vectors live on only where their work may still be pending, or be launched again in a graph.
+        self._solve = solve if state is None else None
 
     @property
     def _state(self) -> dict[str, float]:
         if self._state_block is None:
+            assert self._solve is not None
             with self._solve.arrays.guard():
                 self._state_block = self._solve.workspace.read_state()
         return self._state_block
@@ -47,6 +50,7 @@ class CGResult:
         counted.
         """
         if self._products is None:
+            assert self._solve is not None
             return int(self._state["products"]) * len(self._solve.system.parts)
         return self._products
 
@@ -90,7 +94,7 @@ class CGResult:
 
     def __repr__(self) -> str:
         if self._state_block is None:
-            return f"CGResult(x of {self._solve.arrays.size} elements, not read from the device yet)"
+            return f"CGResult(x of shape {tuple(self.x.shape)}, numbers not read from the device yet)"
         return (
             f"CGResult({self.stop_reason} after {self.iterations} iterations, residual_norm={self.residual_norm:.3g}, "
             f"rhs_norm={self.rhs_norm:.3g}, products={self.products})"

@@ -11,6 +11,7 @@ from .adapter import Adapter
 from .arrays import Operand, operand
 from .calls import Workspace, call
 from .layout import Layout
+from .table import Table
 
 Matvec = Callable[[Any], Any]
 
@@ -160,7 +161,7 @@ class Solve:
         named = [(o, o.name if isinstance(o, Operand) else "hp") for o in operands]
         call(name, named, written=written, params=params, workspace=self.workspace, layout=self.system.layout)
 
-    def product(self, p: Operand) -> Operand | list[Operand]:
+    def product(self, p: Operand) -> Operand | Table:
         """H·p, undamped: as the matvec gave it, or the sum of its parts."""
         parts = self.system.parts
         if self.acc is None:
@@ -173,7 +174,7 @@ class Solve:
         for i, (matvec, weight) in enumerate(parts):
             self._direct("accumulate" if i else "pack", [self._part(matvec, p), self.acc], [weight])
 
-    def _part(self, matvec: Matvec, p: Operand) -> Operand | list[Operand]:
+    def _part(self, matvec: Matvec, p: Operand) -> Operand | Table:
         """What one matvec returns, checked."""
         hp = matvec(self.arrays.lend(p.array))
         self.products += 1
@@ -182,12 +183,12 @@ class Solve:
             return self._apart(self.arrays.product(hp, allow_bfloat16=bfloat16))
         if layout is None:
             raise TypeError("matvec: returned a sequence of arrays; give cg(..., layout=Layout(shapes)) for that")
-        return [
-            self._apart(self.arrays.described(part, f"matvec's product[{i}]", allow_bfloat16=bfloat16))
-            if layout.lengths[i]
-            else part
-            for i, part in enumerate(layout.checked(hp, "matvec"))
-        ]
+        table = self.arrays.tensors(layout.checked(hp, "matvec"), layout, self.p, allow_bfloat16=bfloat16)
+        shared = {i for vector in (self.x, self.r, self.p) for i in table.overlapping(vector)}
+        if not shared:
+            return table
+        copies = [self.arrays.tensor_copy(part) if i in shared else part for i, part in enumerate(hp)]
+        return self.arrays.tensors(copies, layout, self.p, allow_bfloat16=bfloat16)
 
     def _apart(self, hp: Operand) -> Operand:
         """The product, copied where it shares memory with a vector that pass B writes."""

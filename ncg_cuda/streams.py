@@ -12,6 +12,7 @@ from .arrays import Operand, library_of
 from .dlpack import CPU, consumer
 from .immutable import Immutable
 from .libraries import NUMPY, Owner, label
+from .table import Table
 
 _MOST_IN_FLIGHT = 8
 
@@ -77,7 +78,7 @@ def launch_for(operands: Sequence[tuple[Any, str]], written: int) -> Launch | No
         array, name = operands[i]
         if isinstance(array, Operand):
             library, device = array.library, array.device
-        elif isinstance(array, (list, tuple)):
+        elif isinstance(array, (list, tuple, Table)):
             continue
         else:
             library = library_of(array, name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import numpy as np
@@ -249,3 +250,17 @@ class TestBfloat16:
             cg(lambda p: (d * p).astype(self.ml_dtypes.bfloat16), b)
         with pytest.raises(TypeError, match=r"hp.*: dtype bfloat16, but p has float64"):
             ops.damped_curvature(np.ones(4, self.ml_dtypes.bfloat16), np.ones(4))
+
+
+def test_a_result_keeps_no_vectors_but_x() -> None:
+    """Otherwise a list of results would take four times its memory."""
+    d, b = diagonal_system(N, 3)
+    lent: list[weakref.ref[Any]] = []
+
+    def matvec(p: np.ndarray) -> np.ndarray:
+        lent.append(weakref.ref(p.base))
+        return d * p
+
+    results = [cg(matvec, b, verify=False) for _ in range(3)]  # a verification lends x, which stays
+    assert not [memory for memory in lent if memory() is not None]
+    assert "converged after" in repr(results[0])

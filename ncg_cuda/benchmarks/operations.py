@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import _core, ops
+from .. import ops
 from ..catalog import OPERATIONS, Operation
 from ..compare.errors import unknown
 from ..layout import Layout
@@ -69,7 +69,9 @@ def select(names: str) -> list[Operation]:
     Raises:
         UsageError: an unknown name.
     """
-    known = {row.name: row for row in OPERATIONS}
+    known: dict[str, list[Operation]] = {}
+    for row in OPERATIONS:
+        known.setdefault(row.name, []).append(row)
     if names == "none":
         return []
     if names == "all":
@@ -78,7 +80,7 @@ def select(names: str) -> list[Operation]:
     for name in (name.strip() for name in names.split(",")):
         if name not in known:
             raise unknown("operation", name, [*known, "all", "none"])
-        chosen.append(known[name])
+        chosen += known[name]
     return list(dict.fromkeys(chosen))
 
 
@@ -89,7 +91,6 @@ def measure(
     measured = Measured()
     if not rows:
         return measured
-    traffic = _core.traffic()
     most = max(row.vectors for row in rows)
     most = max(most, 2)
     sets = [
@@ -104,9 +105,9 @@ def measure(
     streams: dict[tuple[int, int, int], str] = {}
     measured.copy, clocks["copy"] = yardsticks.copy_clock(device, sets)
     for row in rows:
-        reads, writes = traffic[row.name]
-        shape = (reads, writes, row.vectors)
-        flat = Result(row.name, size.label, size.n, 1, reads, writes, 4 * size.n * (reads + writes))
+        reads, writes = row.traffic
+        shape = row.stream
+        flat = Result(str(row), size.label, size.n, 1, reads, writes, 4 * size.n * (reads + writes))
         ways = [flat]
         if size.layout is not None:
             if not row.takes_table:
@@ -115,7 +116,7 @@ def measure(
         try:
             if shape not in streams:
                 streams[shape], clocks[f"stream {shape}"] = yardsticks.stream_clock(
-                    device, [s[: row.vectors] for s in sets], reads, writes
+                    device, [s[: shape[2]] for s in sets], reads, writes
                 )
         except Exception as error:
             streams[shape] = ""
@@ -133,7 +134,7 @@ def measure(
                 result.launches = _launches(device, row, calls)
             except Exception as error:
                 result.failed = reason(error)
-            step(row.name)
+            step(str(row))
     measured.rounds = interleave(clocks, repeats, step=step)
     _evaluate(measured, size.n)
     return measured
@@ -168,6 +169,7 @@ def _calls(
         if result.tensors > 1:
             assert size.layout is not None
             arguments[0] = size.layout.views(arguments[0])
+            options["layout"] = size.layout
         return lambda: row.native(*arguments, **options)
 
     del device
@@ -239,8 +241,7 @@ def _evaluate(measured: Measured, n: int) -> None:
 
 
 def _shape_of(result: Result) -> tuple[int, int, int]:
-    vectors = next(row.vectors for row in OPERATIONS if row.name == result.operation)
-    return (result.reads, result.writes, vectors)
+    return next(row.stream for row in OPERATIONS if str(row) == result.operation)
 
 
 def _scaled(values: Spread | None, factor: float) -> Spread | None:

@@ -38,7 +38,7 @@ def plot(results: Results, path: Path) -> None:
             else:
                 _draw_iteration(axes, at)
             if row == 0:
-                axes.set_title(at.size.title, loc="left", fontsize=10, fontweight="bold")
+                axes.set_title(at.size.title, loc="left", fontsize=9, fontweight="bold")
     figure.suptitle(f"Kernels of ncg_cuda, {results.device}: medians and quartiles", fontsize=12)
     image = io.BytesIO()
     figure.savefig(image, format="png")

@@ -100,8 +100,8 @@ def check_transfers(device: str, shapes: list[tuple[int, ...]]) -> Outcome:
             return int(function(*arguments)[1])
 
         placed = transfers.placement(run)
-        if len(placed.ops) != 4 or any(devices != {kind} for devices in placed.ops.values()):
-            failures.append(f"the ops' devices are {placed.ops}, and all four should be on {kind}")
+        if len(placed.ops) != 5 or any(devices != {kind} for devices in placed.ops.values()):
+            failures.append(f"the ops' devices are {placed.ops}, and all five should be on {kind}")
         if run() != iterations:
             failures.append(f"the solve ended before {iterations} iterations")
         if kind == "GPU":

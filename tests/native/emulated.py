@@ -47,6 +47,12 @@ FAULTS = {
         "address",
     ),
     "missing tail": (ENGINE, "      if (i + j < n) at[i + j] = quad.at[j];\n", "", "address"),
+    "a tensor written past its end": (
+        TABLE,
+        "      if (j < left) out[j] = quad.at[j];\n",
+        "      out[j] = quad.at[j];\n",
+        "address",
+    ),
     "a chunk forgotten": (
         ENGINE,
         "turn < chunks; turn += gridDim.x) {",

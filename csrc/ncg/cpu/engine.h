@@ -89,10 +89,12 @@ NCG_CLONES void accumulate_runs(const Op op, const F* first, T* const* operand, 
 }
 
 // Where operand 0 stands in a table: calls f(data, begin, end) for stretches of whole runs of [begin, end) that lie in
-// one segment, and for a run that crosses segments or padding, with its elements gathered into a zeroed buffer.
+// one segment, and for a run that crosses segments or padding, with its elements gathered into a zeroed buffer. `hint`:
+// a segment near `begin`; takes the one that was right.
 template <class T, class F>
-void for_each_stretch(const Table& table, std::int64_t begin, std::int64_t end, F&& f) {
-  std::int64_t s = find_segment(table.segments, table.count, begin);
+void for_each_stretch(const Table& table, std::int64_t begin, std::int64_t end, std::int64_t& hint, F&& f) {
+  std::int64_t s = find_segment_near(table.segments, table.count, begin, hint);
+  hint = s;
   std::int64_t i = begin;
   while (i < end) {
     while (s + 1 < table.count && table.segments[s + 1].offset <= i) ++s;
@@ -125,7 +127,7 @@ void for_each_stretch(const Table& table, std::int64_t begin, std::int64_t end, 
 
 template <class Op, class T, class F>
 void run_chunk(const Op& op, const Vectors<T, Op::kVectors>& vectors, std::int64_t begin, std::int64_t end,
-               double* sums) {
+               std::int64_t& hint, double* sums) {
   constexpr int K = Op::kVectors;
   double lane_sums[(Op::kSums + 1) * kLanes] = {};
   auto stretch = [&](const F* first, std::int64_t from, std::int64_t to) {
@@ -141,7 +143,7 @@ void run_chunk(const Op& op, const Vectors<T, Op::kVectors>& vectors, std::int64
     accumulate_runs<Op, T, F, -1>(op, first, operand, to - from, lane_sums);
   };
   if (Op::kTakesTable && vectors.table.count > 0) {
-    for_each_stretch<F>(vectors.table, begin, end, stretch);
+    for_each_stretch<F>(vectors.table, begin, end, hint, stretch);
   } else {
     stretch(reinterpret_cast<const F*>(vectors.flat[0]) + begin, begin, end);
   }
@@ -164,11 +166,12 @@ void run(const Vectors<T, Op::kVectors>& vectors, std::int64_t n, const Driver& 
   if (!driver.begin(op)) return;
   const std::int64_t chunks = chunk_count(n);
   parallel_for(chunks, [&](std::int64_t first, std::int64_t last) {
+    std::int64_t hint = -1;
     for (std::int64_t i = first; i < last; ++i) {
-      const std::int64_t c = Op::kReversed ? first + last - 1 - i : i;
+      const std::int64_t c = Op::kReversed ? chunks - 1 - i : i;
       const std::int64_t begin = c * kChunk;
       const std::int64_t end = n - begin < kChunk ? n : begin + kChunk;
-      run_chunk<Op, T, F>(op, vectors, begin, end, partials + c * Op::kSums);
+      run_chunk<Op, T, F>(op, vectors, begin, end, hint, partials + c * Op::kSums);
     }
   });
   double sums[Op::kSums + 1] = {};

@@ -1,12 +1,10 @@
-// The executor of the plain library: OpenMP threads over contiguous ranges of chunks. (TensorFlow's op brings its own
-// thread pool instead, so that the two never compete.)
+// The executor of the plain library: OpenMP threads. (TensorFlow's op brings its own thread pool instead, so that the
+// two never compete.)
 #pragma once
 
 #include <cstdint>
 
-#ifdef _OPENMP
-#include <omp.h>
-#endif
+#include "ncg/cpu/hands.h"
 
 namespace ncg::cpu {
 
@@ -21,13 +19,9 @@ struct OpenMp {
     std::int64_t team = count / kMinChunksPerThread;
     if (team > threads) team = threads;
     if (team > 1) {
+      Hands hands(count, team);
 #pragma omp parallel num_threads(static_cast<int>(team))
-      {
-        // the team may be smaller than asked for
-        const std::int64_t size = omp_get_num_threads();
-        const std::int64_t me = omp_get_thread_num();
-        f(count * me / size, count * (me + 1) / size);
-      }
+      hands.take(f);
       return;
     }
 #endif
