@@ -6,6 +6,7 @@ engine's indices are tested in native/test_emulated_large.py.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 
 import numpy as np
@@ -19,10 +20,12 @@ pytestmark = pytest.mark.skipif(not virtual_memory.overcommits(), reason="the ke
 
 HALF, FULL = 2**31, 2**32
 PERIOD = 3 * 2**18  # divides no power of two: an index that wrapped would meet other numbers
-START = (HALF // PERIOD + 1) * PERIOD
-"""Where the tail of a periodic vector begins, beyond 2^31."""
-N = START + 3 * ops.CHUNK + 77
-PADDED = -(-N // 16) * 16
+N = HALF + 3 * ops.CHUNK + 77
+
+
+def beyond(limit: int) -> int:
+    """Where the tail of a periodic vector begins."""
+    return (limit // PERIOD + 1) * PERIOD
 
 
 @pytest.fixture(autouse=True)
@@ -56,7 +59,7 @@ def test_pass_a() -> None:
 
 def test_pass_a_on_a_table_beyond_both_limits() -> None:
     """Segments that start beyond 2^31 and 2^32, at odd addresses, and long ones that reach across."""
-    layout = Layout([(HALF - 40,), (300,), (5000,), (HALF + 9,), (33,), (1,)])
+    layout = Layout([(HALF - 40,), (300,), (5000,), (HALF + 9,), (9001,), (33,), (1,)])
     assert (layout.offsets[2] > HALF, layout.offsets[4] > FULL) == (True, True)
     rng = np.random.default_rng(0)
     tensors = [untouched(s[0]) if s[0] > 1e6 else rng.integers(-3, 4, s[0] + 1).astype("f")[1:] for s in layout.shapes]
@@ -72,73 +75,65 @@ def test_pass_a_on_a_table_beyond_both_limits() -> None:
     assert got == reference.damped_curvature(hp_there, p_there, 0.5)
 
 
-@pytest.fixture
-def periodic() -> Iterator[list[Periodic]]:
-    """Vectors hp, x, r, p on which the pass below changes nothing but the tail: every chunk of a period writes the
-    same numbers, in any order.
-    """
+@pytest.mark.parametrize(
+    ("limit", "table"),
+    [(HALF, True), *(pytest.param(FULL, table, marks=pytest.mark.native) for table in (False, True))],
+)
+def test_pass_b(limit: int, table: bool) -> None:
+    """The period is left as it is, in any order of the chunks, all of which write it; the tail moves."""
     rng = np.random.default_rng(1)
-    p = 2 * rng.integers(-1, 2, PERIOD).astype(np.float32)
-    x = rng.choice(np.float32([-1.5, 1.5]), PERIOD) * np.float32(2**26)  # whose spacing is 8
-    made = [Periodic(v, N) for v in (-p / 2, x, p / 2, p)]
-    for k, vector in enumerate(made):
-        vector.tail[:] = np.random.default_rng(k).integers(-3, 4, len(vector.tail))
-        assert len(vector.vector) - len(vector.tail) == START > HALF
-    yield made
-    for vector in made:
-        vector.close()
-
-
-@pytest.mark.parametrize("table", [pytest.param(False, marks=pytest.mark.native), True])
-def test_pass_b(periodic: list[Periodic], table: bool) -> None:
-    hp, x, r, p = periodic
-    steps = {"beta": 0.5, "tau": 0.5, "alpha_x": 0.5}
-    before = [v.period.copy() for v in periodic]
-    tails = [v.tail.copy() for v in periodic]
-    product, layout = hp.vector, None
-    if table:
-        layout = Layout([(START,), (40,), (9003,)])
-        product = [part.copy() if part.size < 1e6 else part for part in layout.views(hp.vector[: layout.size])]
-        tails[0][40:48] = tails[0][48 + 9003 :] = 0  # padding
-    rr = ops.cg_update(
-        *(v.vector[: layout.size] if layout else v.vector for v in (x, r, p)),
-        product,
-        alpha=0.25,
-        layout=layout,
-        **steps,
-    )
-    size = len(tails[0]) if layout is None else layout.size - START
-    want = reference.cg_update(*(tails[k][:size] for k in (1, 2, 3, 0)), alpha_r=0.25, **steps)
-    for vector, exact in zip((x, r, p), want, strict=False):
-        assert np.array_equal(vector.tail[:size], exact)
-    for vector, period in zip(periodic, before, strict=True):
-        assert np.array_equal(vector.period, period)
-    assert rr == r.times * float(np.square(before[2], dtype=float).sum()) + want[3]
+    start = beyond(limit)
+    n = start + 3 * ops.CHUNK + 77
+    even = 2 * rng.integers(-1, 2, PERIOD).astype(np.float32)
+    large = rng.choice(np.float32([-1.5, 1.5]), PERIOD) * np.float32(2**26)  # whose spacing is 8
+    periods = [-even / 2, large, even / 2, even]
+    steps = {"beta": 0.5, "tau": 0.5, "alpha_x": 0.5}  # hp + tau p = 0, r + beta p = p, and x does not notice
+    with contextlib.ExitStack() as stack:
+        hp, x, r, p = made = [stack.enter_context(Periodic(v, n)) for v in periods]
+        for vector in made:
+            vector.tail[:] = rng.integers(-3, 4, len(vector.tail))
+        assert len(x.vector) - len(x.tail) == start > limit
+        tails = [v.tail.copy() for v in made]
+        product, layout, size = hp.vector, None, n
+        if table:
+            layout = Layout([(start,), (40,), (9003,)])
+            size = layout.size
+            product = [part.copy() if part.size < 1e6 else part for part in layout.views(hp.vector[:size])]
+            tails[0][40:48] = tails[0][48 + 9003 :] = 0  # padding
+        vectors = (v.vector[:size] for v in (x, r, p))
+        rr = ops.cg_update(*vectors, product, alpha=0.25, layout=layout, **steps)
+        want = reference.cg_update(*(tails[k][: size - start] for k in (1, 2, 3, 0)), alpha_r=0.25, **steps)
+        for vector, exact in zip((x, r, p), want, strict=False):
+            assert np.array_equal(vector.tail[: size - start], exact)
+        for vector, period in zip(made, periods, strict=True):
+            assert np.array_equal(vector.period, period)
+        assert rr == r.times * float(np.square(periods[2], dtype=float).sum()) + want[3]
 
 
 @pytest.mark.native
 @pytest.mark.parametrize("operation", ["cg_begin", "pack", "unpack"])
 def test_what_only_writes(operation: str) -> None:
-    """Every element, also beyond 2^31, gets its number: all start as NaN."""
+    """Every element, also beyond 2^32, gets its number: all start as NaN."""
     rng = np.random.default_rng(2)
-    source = Periodic(rng.integers(-3, 4, PERIOD).astype(np.float32), PADDED)
-    source.tail[:] = rng.integers(-3, 4, len(source.tail))
-    targets = [
-        Periodic(np.full(PERIOD, np.nan, np.float32), PADDED) for _ in range(3 if operation == "cg_begin" else 1)
-    ]
-    for target in targets:
-        target.tail[:] = np.nan
-    tensors = (slice(0, START), slice(START, START + 1600), slice(START + 1600, PADDED))
-    if operation == "cg_begin":
-        rr = ops.cg_begin(source.vector, *(t.vector for t in targets), scale=2.0)
-        assert rr == 4 * (source.times * float(np.square(source.period).sum()) + float(np.square(source.tail).sum()))
-    elif operation == "pack":
-        ops.pack([source.vector[part] for part in tensors], targets[0].vector, 2.0)
-    else:
-        ops.unpack(source.vector, [targets[0].vector[part] for part in tensors], 2.0)
-    for k, target in enumerate(targets):
-        factor = 0.0 if operation == "cg_begin" and k == 0 else 2.0
-        assert np.array_equal(target.period, factor * source.period)
-        assert np.array_equal(target.tail, factor * source.tail)
-    for vector in (source, *targets):
-        vector.close()
+    start = beyond(FULL)
+    n = start + 3 * ops.CHUNK + 80
+    with contextlib.ExitStack() as stack:
+        source = stack.enter_context(Periodic(rng.integers(-3, 4, PERIOD).astype(np.float32), n))
+        source.tail[:] = rng.integers(-3, 4, len(source.tail))
+        nan = np.full(PERIOD, np.nan, np.float32)
+        targets = [stack.enter_context(Periodic(nan, n)) for _ in range(3 if operation == "cg_begin" else 1)]
+        for target in targets:
+            target.tail[:] = np.nan
+        tensors = (slice(0, start), slice(start, start + 1600), slice(start + 1600, n))
+        if operation == "cg_begin":
+            rr = ops.cg_begin(source.vector, *(t.vector for t in targets), scale=2.0)
+            squares = source.times * np.square(source.period, dtype=float).sum()
+            assert rr == 4 * (squares + np.square(source.tail, dtype=float).sum())
+        elif operation == "pack":
+            ops.pack([source.vector[part] for part in tensors], targets[0].vector, 2.0)
+        else:
+            ops.unpack(source.vector, [targets[0].vector[part] for part in tensors], 2.0)
+        for k, target in enumerate(targets):
+            factor = 0.0 if operation == "cg_begin" and k == 0 else 2.0
+            assert np.array_equal(target.period, factor * source.period)
+            assert np.array_equal(target.tail, factor * source.tail)

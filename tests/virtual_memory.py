@@ -67,6 +67,9 @@ class Periodic:
         self.times = times
         self.period[:] = period
 
-    def close(self) -> None:
+    def __enter__(self) -> Periodic:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         """Give the address space back; the arrays must not be used any more."""
         _libc.munmap(self._address, self._nbytes)
