@@ -68,9 +68,11 @@ def cg(
             solver's own array: copy it to keep it.
         poll: iterations between two looks at the stop flag. On a GPU a look waits for the stream; iterations after the
             stop change nothing, but cost their products. 0: never look, launch ``max_iter`` iterations and return at
-            once; the result reads its numbers when asked for them. Such a solve can be captured in a CUDA graph, whose
-            memory lives as long as the result; see also :class:`ncg_cuda.GraphCG`. Default: 1 on the CPU and with a
-            callback, else 4.
+            once; the result reads its numbers when asked for them. Default: 1 on the CPU and with a callback, else 4.
+            A solve with ``poll=0`` can be captured in a CUDA graph; capture it within
+            ``cupy.cuda.using_allocator(cupy.cuda.MemoryPool().malloc)`` and keep that pool and the result as long as
+            the graph (what the matvec allocates would otherwise be given to others), or let
+            :class:`ncg_cuda.GraphCG` do all that.
         verify: check a claim of convergence by one more product, and go on or report STAGNATED if it does not hold.
             By default, only claims below 1e-4 (float32) or 1e-9 (float64) are checked, and none with ``poll=0``.
         layout: where tensors stand in b, if matvec returns one array per tensor.
