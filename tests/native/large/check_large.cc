@@ -218,6 +218,10 @@ void check_find_segment() {
         if (segments[s].offset <= i) last = s;
       }
       expect(ncg::find_segment(segments.data(), count, i) == last, "find_segment at " + std::to_string(i));
+      for (const int64_t hint : {int64_t{-1}, int64_t{0}, last - 1, last, last + 1, count - 1, count}) {
+        expect(ncg::find_segment_near(segments.data(), count, i, hint) == last,
+               "find_segment_near at " + std::to_string(i) + " with hint " + std::to_string(hint));
+      }
     }
   }
   for (const int64_t n : {kHalf - 1, kHalf, kHalf + 1, kFull + 1, int64_t{1} << 45}) {
