@@ -158,7 +158,7 @@ def check_system(
             f"cg_tol: {cg_tol}; the tolerance must be a finite number >= 0 (it is relative to the norm of b)"
         )
     if not (max_iter >= 1 and math.isfinite(max_iter) and int(max_iter) == max_iter):
-        raise ValueError(f"max_iter: {max_iter}; at least one iteration is needed")
+        raise ValueError(f"max_iter: {max_iter}; give an integer >= 1")
     pairs = [(part, float(weight)) for part, weight in zip(parts, weights, strict=True)]
     return System(pairs, tau, cg_tol, int(max_iter), layout, bool(bfloat16))
 
