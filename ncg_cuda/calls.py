@@ -116,9 +116,10 @@ def call(
         table = first if isinstance(first, Table) else Table(first, label, layout, like, stream, written=writes_tensors)
     elif bfloat16:
         check_first_dtype(described[0], like)
+    outputs = described[len(described) - written :]
     check_together(described, written)
     if table is not None:
-        for vector in described if writes_tensors else described[len(described) - written :]:
+        for vector in described if writes_tensors else outputs:
             table.check_apart(vector, writes_tensors=writes_tensors)
     parts = [] if table is None else table.parts
     workspace = _workspace(workspace, like, 0 if table is None else len(table.segments), launch)
@@ -145,7 +146,7 @@ def call(
             launch.part(used)
         if table is not None and len(table.segments) > INLINE_SEGMENTS:
             workspace.keep(table.segments)
-    for out in parts if writes_tensors else described[reads:]:
+    for out in parts if writes_tensors else outputs:
         if out.library is TORCH:
             TORCH.wrote(out.array)
     return None if in_solve else workspace.sums

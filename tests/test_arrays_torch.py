@@ -76,3 +76,10 @@ class TestTorch:
     def test_bfloat16_can_be_described(self) -> None:
         t = self.torch.ones(5, dtype=self.torch.bfloat16)
         assert operand(t, "hp", allow_bfloat16=True).nbytes == 10
+
+
+def test_autograd_sees_every_vector_that_is_written_beside_tensors() -> None:
+    torch = pytest.importorskip("torch")
+    x, r, p = (torch.ones(16) for _ in range(3))
+    ops.cg_update(x, r, p, [torch.ones(5)], alpha=0.5, beta=0.5)
+    assert [v._version for v in (x, r, p)] == [1, 1, 1]
