@@ -137,16 +137,6 @@ class Adapter:
         """A copy of an operand."""
         return operand(self.memory.copy(self.vector(described)), described.name)
 
-    def scaled(self, vector: Any, factor: float) -> Any:
-        """A vector times a number, as a new vector."""
-        out = self.memory.copy(vector)
-        out *= factor
-        return out
-
-    def pack(self, tensors: Sequence[Any], layout: Layout) -> Any:
-        """Arrays, one per tensor of the layout, copied into one flat vector."""
-        return _filled(self.zeros(), tensors, layout, self.memory)
-
     def lend(self, vector: Any) -> Any:
         """A vector as the caller's array, in the same memory, for a call: the caller must not write or keep it."""
         if isinstance(self.library, Immutable):
@@ -178,16 +168,11 @@ def packed(tensors: Sequence[Any], layout: Layout) -> Any:
     library = library_of(like, "Layout.pack")
     found = library.describe(like, None)
     memory = _memory(library, found.device, "Layout.pack")
-    flat = _filled(memory.zeros(layout.size, found.dtype, found.device), tensors, layout, memory)
-    return library.wrap(flat, (layout.size,), like, memory) if isinstance(library, Immutable) else flat
-
-
-def _filled(flat: Any, tensors: Sequence[Any], layout: Layout, memory: Owner) -> Any:
+    flat = memory.zeros(layout.size, found.dtype, found.device)
     for view, tensor in zip(layout.views(flat), tensors, strict=True):
         if 0 not in view.shape:
-            array = tensor.array if isinstance(tensor, Operand) else tensor
-            view[...] = memory.adopt(array, library_of(array, "Layout.pack")).reshape(view.shape)
-    return flat
+            view[...] = memory.adopt(tensor, library_of(tensor, "Layout.pack")).reshape(view.shape)
+    return library.wrap(flat, (layout.size,), like, memory) if isinstance(library, Immutable) else flat
 
 
 def _memory(library: Library, device: str, name: str) -> Owner:

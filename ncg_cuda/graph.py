@@ -9,7 +9,6 @@ from typing import Any
 
 from . import _core
 from .adapter import Adapter
-from .arrays import Operand
 from .conjugate_gradient import check_system
 from .dlpack import CPU
 from .layout import Layout
@@ -80,11 +79,7 @@ class GraphCG:
             stream.wait_event(self._cupy.cuda.get_current_stream().record())
             with stream:
                 self._b = arrays.memory.copy(arrays.vector(arrays.operand)).reshape(arrays.shape)
-                m = (
-                    None
-                    if preconditioner is None
-                    else self._own(arrays.start(preconditioner, "preconditioner"), arrays)
-                )
+                m = None if preconditioner is None else arrays.copied(arrays.start(preconditioner, "preconditioner"))
                 arrays = Adapter(self._b, "b")
                 self._solve = Solve(system, arrays, arrays.operand, m, None, defer_x=m is None)
                 self._solve.begin()
@@ -92,9 +87,6 @@ class GraphCG:
             stream.synchronize()
             self._solve.workspace.kept = []
             self._graph = self._capture(stream, loop)
-
-    def _own(self, described: Operand, arrays: Adapter) -> Operand:
-        return arrays.copied(described)
 
     def _capture(self, stream: Any, loop: str) -> Any:
         solve = self._solve

@@ -101,10 +101,6 @@ class Owner(Library):
         """The vector in a shape; read-only where the library can say so."""
         return vector.reshape(shape)
 
-    def peak(self, vector: Any) -> float:
-        """The largest magnitude in a vector."""
-        return float(abs(vector).max())
-
     @abstractmethod
     def finite(self, vector: Any) -> bool:
         """Whether a vector is free of NaN and Inf."""

@@ -58,15 +58,22 @@ class Solve:
         arrays = self.arrays
         return operand(arrays.memory.empty(arrays.size, arrays.dtype, arrays.device), name, written=True)
 
-    def _pass(self, name: str, operands: Sequence[Any], *, written: int, params: Sequence[float] = ()) -> None:
-        named = [(o, o.name if isinstance(o, Operand) else "hp") for o in operands]
+    def _pass(
+        self,
+        name: str,
+        operands: Sequence[Operand | Table],
+        *,
+        written: int,
+        params: Sequence[float] = (),
+        in_solve: bool = True,
+    ) -> None:
         call(
             name,
-            named,
+            [(o, o.name) for o in operands],
             written=written,
             params=params,
             workspace=self.workspace,
-            in_solve=True,
+            in_solve=in_solve,
             layout=self.system.layout,
         )
 
@@ -156,10 +163,11 @@ class Solve:
         source, factor = (self.b, 0.0) if self.x0 is None else (self.x0, 1.0)
         self._direct("pack", [source, self.x], [factor])
 
-    def _direct(self, name: str, operands: Sequence[Any], params: Sequence[float], *, written: int = 1) -> None:
+    def _direct(
+        self, name: str, operands: Sequence[Operand | Table], params: Sequence[float], *, written: int = 1
+    ) -> None:
         """An operation outside of the recursion."""
-        named = [(o, o.name if isinstance(o, Operand) else "hp") for o in operands]
-        call(name, named, written=written, params=params, workspace=self.workspace, layout=self.system.layout)
+        self._pass(name, operands, written=written, params=params, in_solve=False)
 
     def product(self, p: Operand) -> Operand | Table:
         """H·p, undamped: as the matvec gave it, or the sum of its parts."""
