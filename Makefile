@@ -3,8 +3,8 @@
 #   make demo    train two scenarios with Newton-CG, Adam and SGD; results in out/demo
 #   make test    the tests
 #   make check-native  the CUDA engine on the CPU, under sanitizers, and with seeded faults (about 5 minutes)
-#   make gpu-check     on a machine with a GPU: tests, sanitizers, benchmark, in 8 minutes (exit code 3: no GPU)
-#   make gpu-check-tf  the TensorFlow op on a GPU: make gpu-check-tf TENSORFLOW=tensorflow-cuda (exit code 3: no GPU)
+#   make gpu-check     on a machine with a GPU: tests, sanitizers, benchmark, in 8 minutes (without a GPU: error 3)
+#   make gpu-check-tf  the TensorFlow op on a GPU: make gpu-check-tf TENSORFLOW=tensorflow-cuda
 #   make lint    ruff, mypy, clang-format
 #   make bench   the kernels against memory bandwidth and other libraries; results in out/kernels (about 10 minutes)
 #   make build   build the native core and the TensorFlow op again

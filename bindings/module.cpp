@@ -79,7 +79,7 @@ void bind_operation(py::module_& module, const char* name, std::size_t operand_c
   auto run = [=](bool on_gpu, int dtype, std::int64_t n, const std::vector<std::uintptr_t>& operands,
                  std::uintptr_t segments, std::int64_t segment_count, std::uintptr_t state,
                  const std::vector<double>& params, std::uintptr_t out, std::uintptr_t partials, std::uintptr_t ticket,
-                 std::uintptr_t stream) {
+                 std::uintptr_t stream, std::uintptr_t device_segments) {
     if (operands.size() != operand_count || params.size() > ncg::kMaxParams) {
       throw std::invalid_argument(std::string(name) + ": wrong number of operands or scalars");
     }
@@ -93,6 +93,7 @@ void bind_operation(py::module_& module, const char* name, std::size_t operand_c
     call.partials = reinterpret_cast<double*>(partials);
     call.ticket = reinterpret_cast<void*>(ticket);
     call.stream = reinterpret_cast<void*>(stream);
+    call.device_segments = reinterpret_cast<const ncg::Segment*>(device_segments);
     const Launch launch = on_gpu ? on_gpu_launch : on_cpu_launch;
     const char* error = "this build has no CUDA engine";
     if (launch != nullptr) {
@@ -104,7 +105,7 @@ void bind_operation(py::module_& module, const char* name, std::size_t operand_c
   module.def(name, run, py::arg("on_gpu"), py::arg("dtype"), py::arg("n"), py::arg("operands"), py::kw_only(),
              py::arg("segments") = 0, py::arg("segment_count") = 0, py::arg("state") = 0,
              py::arg("params") = std::vector<double>{}, py::arg("out") = 0, py::arg("partials") = 0,
-             py::arg("ticket") = 0, py::arg("stream") = 0);
+             py::arg("ticket") = 0, py::arg("stream") = 0, py::arg("device_segments") = 0);
 }
 
 // name -> (vectors read, vectors written) by one call: what a benchmark counts bytes from

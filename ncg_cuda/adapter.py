@@ -35,32 +35,43 @@ class Adapter:
         self.library: Library = library_of(like, name)
         if isinstance(self.library, Owner):
             like = self.library.adopt(like, self.library)  # copied where it is not contiguous
-        self.operand: Operand = operand(like, name)
-        self.device, self.dtype, self.size = self.operand.device, self.operand.dtype, self.operand.size
+        described = operand(like, name)
+        self.device, self.dtype, self.size = described.device, described.dtype, described.size
         self.memory = _memory(self.library, self.device, name)
         self.shape: tuple[int, ...] = tuple(self.like.shape)
+        self.operand: Operand = self._aligned(described)
 
     def guard(self) -> AbstractContextManager[Any]:
         """Make the device the current one."""
         return self.memory.guard(self.device)
 
-    def zeros(self) -> Any:
-        """A vector of zeros."""
-        return self.memory.zeros(self.size, self.dtype, self.device)
+    def mark(self) -> Any:
+        """An event behind all that the current stream of b's device holds now; None on the CPU, and in a capture, where
+        an event of the capture would mean nothing outside of it.
+        """
+        if self.device == CPU or self.memory.capturing(self.device):
+            return None
+        return self.memory.event(self.memory.stream(self.device), self.device)
+
+    def wait(self, event: Any) -> None:
+        """Let the current stream wait for an event of :meth:`mark`."""
+        if event is not None:
+            self.memory.await_event(event, self.device)
 
     def start(self, array: Any, name: str) -> Operand:
-        """Another array of the caller, of b's size, to be read only.
+        """Another array of the caller, of b's shape, to be read only.
 
         Raises:
-            TypeError: not an array like b.
-            ValueError: of another size, dtype or device.
+            TypeError: not an array like b, or of another dtype.
+            ValueError: of another shape or device.
         """
         described = self.described(array, name)
-        if (described.size, described.dtype, described.device) != (self.size, self.dtype, self.device):
-            raise ValueError(
-                f"{name}: {described.size} elements of {described.dtype} on {described.device}, but b has "
-                f"{self.size} of {self.dtype} on {self.device}; all must be the same"
-            )
+        if described.dtype != self.dtype:
+            raise TypeError(f"{name}: dtype {described.dtype}, but b has {self.dtype}; convert one of them")
+        if tuple(array.shape) != self.shape:
+            raise ValueError(f"{name}: shape {tuple(array.shape)}, but b has {self.shape}; they must be the same")
+        if described.device != self.device:
+            raise ValueError(f"{name}: on {described.device}, but b is on {self.device}; move one of them")
         return described
 
     def product(self, array: Any, *, allow_bfloat16: bool = False) -> Operand:
@@ -93,7 +104,8 @@ class Adapter:
         return f"it must return an array like b ({label(self.like)})"
 
     def described(self, array: Any, name: str, *, allow_bfloat16: bool = False) -> Operand:
-        """Describe an array of the caller that the solve's next operation reads; a copy if it is not contiguous.
+        """Describe an array of the caller that the solve's next operation reads; a copy where it is not contiguous, or
+        on a GPU not aligned.
 
         Raises:
             TypeError, ValueError: not an array of b's library, or none that an operation takes.
@@ -104,7 +116,10 @@ class Adapter:
         if isinstance(library, Owner):
             array = library.adopt(array, library)
         stream = None if self.device == CPU else self.memory.stream(self.device)
-        return operand(array, name, stream=stream, allow_bfloat16=allow_bfloat16)
+        return self._aligned(operand(array, name, stream=stream, allow_bfloat16=allow_bfloat16))
+
+    def _aligned(self, described: Operand) -> Operand:
+        return described if described.device == CPU or described.aligned else self.copied(described)
 
     def tensors(self, parts: Sequence[Any], layout: Layout, like: Operand, *, allow_bfloat16: bool = False) -> Table:
         """Describe what matvec returned, one array per tensor.
@@ -142,6 +157,10 @@ class Adapter:
         if isinstance(self.library, Immutable):
             return self.library.wrap(vector, self.shape, self.like, self.memory)
         return self.memory.lend(vector, self.shape)
+
+    def version(self, lent: Any) -> int:
+        """A number that changes where somebody writes an array that was lent, as far as its library tells."""
+        return 0 if isinstance(self.library, Immutable) else self.memory.version(lent)
 
     def show(self, vector: Any) -> Any:
         """A vector as the caller's array; a copy where such arrays never change (JAX, TensorFlow)."""

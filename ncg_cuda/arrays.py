@@ -38,6 +38,16 @@ class Operand:
         """Bytes of memory."""
         return self.size * ITEMSIZE[self.dtype]
 
+    @property
+    def alignment(self) -> int:
+        """Bytes on whose multiples the operand has to start on a GPU: what one load of four or two elements takes."""
+        return 8 if self.dtype == "bfloat16" else 16
+
+    @property
+    def aligned(self) -> bool:
+        """Whether it does."""
+        return self.address % self.alignment == 0
+
     def overlaps(self, other: Operand) -> bool:
         """Whether two operands share memory."""
         return (

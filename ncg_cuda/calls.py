@@ -48,8 +48,7 @@ class Workspace:
         elif library is None:
             library = o.library.memory(o.device, o.name) if isinstance(o.library, Immutable) else _owner(o)
         self.library, self.device, self.size, self.segments = library, o.device, o.size, segments
-        self.kept: list[NDArray[np.int64]] | None = None
-        """Where tables are kept while a graph is captured."""
+        self._captured: dict[bytes, Any] = {}
         fields = len(STATE_FIELDS)
         self._small = library.zeros(fields + _SUMS + 1, "float64", o.device)
         self.state, self.sums = self._small[:fields], self._small[fields : fields + _SUMS]
@@ -61,10 +60,21 @@ class Workspace:
             "ticket": self.sums_address + 8 * _SUMS,  # two uint32
         }
 
-    def keep(self, segments: NDArray[np.int64]) -> None:
-        """Keep a table that was copied to the GPU: in a graph that is being captured, it is copied at every launch."""
-        if self.kept is not None:
-            self.kept.append(segments)
+    def captured(self, segments: NDArray[np.int64]) -> int:
+        """Keep a long table for a graph, if one is being captured; its address in device memory, or 0 where the launch
+        has to copy it.
+
+        A graph would copy it from the host's memory at every launch, and in the body of a loop it must not do so at
+        all: so it is put into device memory now, beside the stream that is capturing.
+        """
+        if not self.library.capturing(self.device):
+            return 0
+        key = segments.tobytes()
+        if key not in self._captured:
+            there = self.library.constant(segments, self.device)
+            self._captured[key] = segments if there is None else there
+        kept = self._captured[key]
+        return 0 if isinstance(kept, np.ndarray) else int(self.library.describe(kept, None).address)
 
     def read_state(self) -> dict[str, float]:
         """The state block on the host; on a GPU, waits for the current stream."""
@@ -121,6 +131,8 @@ def call(
     if table is not None:
         for vector in described if writes_tensors else outputs:
             table.check_apart(vector, writes_tensors=writes_tensors)
+        if writes_tensors:
+            table.check_apart_from_each_other()
     parts = [] if table is None else table.parts
     workspace = _workspace(workspace, like, 0 if table is None else len(table.segments), launch)
     narrow = (described[0] if table is None else table).dtype == "bfloat16"
@@ -142,10 +154,10 @@ def call(
         used = [*described, *parts]
         with launch.guard():
             launch.join(used)
+            if table is not None and len(table.segments) > INLINE_SEGMENTS:
+                arguments["device_segments"] = workspace.captured(table.segments)
             run(True, dtype, like.size, addresses, **arguments, stream=launch.stream)
             launch.part(used)
-        if table is not None and len(table.segments) > INLINE_SEGMENTS:
-            workspace.keep(table.segments)
     for out in parts if writes_tensors else outputs:
         if out.library is TORCH:
             TORCH.wrote(out.array)
@@ -177,7 +189,7 @@ def _workspace(workspace: Workspace | None, like: Operand, segments: int, launch
 
 def _check_alignment(operands: list[Operand]) -> None:
     for o in operands:
-        if o.address % 16:
+        if not o.aligned:
             raise ValueError(
-                f"{o.name}: its memory starts at {o.address:#x}, not on a multiple of 16 bytes; pass a copy"
+                f"{o.name}: its memory starts at {o.address:#x}, not on a multiple of {o.alignment} bytes; pass a copy"
             )

@@ -14,6 +14,7 @@ from .layout import Layout
 from .result import CGResult
 from .solve import Matvec, Solve, System
 from .state import StopReason
+from .streams import drop_finished
 
 Callback = Callable[[int, Any, float], object]
 
@@ -46,8 +47,9 @@ def cg(
     """Solve (H + tau I) x = b for symmetric H by conjugate gradients, given only products H·p.
 
     Predict-and-recompute CG in two fused passes: 8 vectors of memory traffic per iteration on average (32 bytes per
-    float32 element), against about 19 in an unfused solver. Works on a scaled copy of the system where b is so large or
-    small (mean |b_i| above 2e6 or below 5e-7 in float32) that squares might overflow or underflow.
+    float32 element), against about 19 in an unfused solver. Where b or the products are so large or small that squares
+    would overflow or underflow (in float32: mean |b_i| above 2e6 or below 5e-7, products above 2e14 or below 5e-15), it
+    works on a scaled system, at the price of one product more in the case of H.
 
     Runs where b lives: on the CPU, or on b's GPU, there in the order of the current stream of b's library.
 
@@ -69,13 +71,16 @@ def cg(
         poll: iterations between two looks at the stop flag. On a GPU a look waits for the stream; iterations after the
             stop change nothing, but cost their products. 0: never look, launch ``max_iter`` iterations and return at
             once; the result reads its numbers when asked for them. Default: 1 on the CPU and with a callback, else 4.
+            With TensorFlow's arrays on a GPU each product waits for the stream, whatever this says: TensorFlow takes no
+            part in the ordering of streams. With JAX's, the host runs at most 8 products ahead.
             A solve with ``poll=0`` can be captured in a CUDA graph; capture it within
             ``cupy.cuda.using_allocator(cupy.cuda.MemoryPool().malloc)`` and keep that pool and the result as long as
             the graph (what the matvec allocates would otherwise be given to others), or let
             :class:`ncg_cuda.GraphCG` do all that.
         verify: check a claim of convergence by one more product, and go on or report STAGNATED if it does not hold.
             By default, only claims below 1e-4 (float32) or 1e-9 (float64) are checked, and none with ``poll=0``.
-        layout: where tensors stand in b, if matvec returns one array per tensor.
+        layout: where tensors stand in b, if matvec returns one array per tensor. What b and x0 hold between them is
+            taken as zero.
         defer_x: move x in every second iteration only: 8 vectors of traffic instead of 9, at the price of a few
             roundings in x. Default: True, but for a callback (which wants x) or a preconditioner.
         bfloat16: take products in bfloat16 beside a float32 b, in half the bytes. The residual then stalls near 1e-2.
@@ -91,9 +96,9 @@ def cg(
         - STAGNATED: the recursion claims a residual that one product refutes, and iterating on does not help.
 
     Raises:
-        TypeError: wrong type or dtype of b, x0 or a product.
-        ValueError: tau, cg_tol, max_iter, poll or weights out of range; sizes or devices that do not match; options
-            that exclude each other.
+        TypeError: wrong type or dtype of b, x0, the preconditioner or a product.
+        ValueError: tau, cg_tol, max_iter, poll or weights out of range; shapes or devices that do not match; options
+            that exclude each other; a matvec that writes to its argument.
 
     Sources: K. Rupp et al., "Pipelined iterative solvers with kernel fusion for graphics processing units" (ACM TOMS
     2016); T. Chen and E. Carson, "Predict-and-recompute conjugate gradient variants" (SISC 2020).
@@ -111,14 +116,12 @@ def cg(
         start = None if x0 is None else arrays.start(x0, "x0")
         m = None if preconditioner is None else arrays.start(preconditioner, "preconditioner")
         solve = Solve(system, arrays, arrays.operand, m, start, defer_x=defer_x)
-        if looks == 0:
-            solve.workspace.kept = []  # the caller may be capturing a graph
         solve.begin()
         if looks == 0:
             for _ in range(system.max_iter):
                 solve.iterate()
             solve.finish()
-            return CGResult(arrays.give(solve.x.array), solve, products=solve.products)
+            return CGResult(arrays.give(solve.x.array), solve, products=solve.products, done=arrays.mark())
         believed = _BELIEVED[arrays.dtype] if verify is None else math.inf if verify else 0.0
         return _Watched(solve, believed, callback, looks).run()
 
@@ -140,6 +143,8 @@ def check_system(
             raise TypeError(f"matvec: got {type(part).__name__}; give a function, for a matrix h: lambda p: h @ p")
     if not parts:
         raise ValueError("matvec: an empty sequence; give at least one function")
+    if weights is not None and not isinstance(weights, Sequence):
+        raise TypeError(f"weights: got {weights!r}; give a sequence of numbers, one for each matvec")
     if weights is None:
         weights = [1.0 / len(parts)] * len(parts)
     elif len(weights) != len(parts):
@@ -255,11 +260,10 @@ class _Watched:
 
     def _result(self) -> CGResult:
         solve, s, residual = self.solve, self.state, self.residual_norm
+        drop_finished()  # products of JAX and others
         solve.finish()
-        if s["scale"] != 1.0 and not solve.arrays.memory.finite(solve.x.array):
-            s = {**s, "stop": float(StopReason.BREAKDOWN)}  # the solution is beyond the largest number of its dtype
-            solve.forget()
-            residual = math.nan
+        if s["stop"] == StopReason.BREAKDOWN and s["iteration"] == 0:
+            solve.forget()  # x0 as it is: in the solve's units it may have overflowed
         return CGResult(
             solve.arrays.give(solve.x.array),
             solve,

@@ -62,9 +62,6 @@ class CuPy(Owner):
             array = self._cupy.from_dlpack(library.exporter(array))
         return self._cupy.ascontiguousarray(array).reshape(-1)
 
-    def finite(self, vector: Any) -> bool:
-        return bool(self._cupy.isfinite(vector).all())
-
     def read(self, vector: Any) -> list[float]:
         values: list[float] = vector.get().tolist()
         return values
@@ -87,9 +84,19 @@ class CuPy(Owner):
             event.record(cuda.ExternalStream(consumer(stream)))
         return _Event(event, lambda: event.done, event.synchronize)
 
-    def follow(self, stream: int, device: str) -> None:
+    def await_event(self, event: Any, device: str) -> None:
         with self.guard(device):
-            self._cupy.cuda.get_current_stream().wait_event(self.event(stream, device).event)
+            self._cupy.cuda.get_current_stream().wait_event(event.event)
+
+    def capturing(self, device: str) -> bool:
+        with self.guard(device):
+            return bool(self._cupy.cuda.get_current_stream().is_capturing())
+
+    def constant(self, values: NDArray[np.int64], device: str) -> Any | None:
+        with self.guard(device), self._cupy.cuda.Stream(non_blocking=True) as aside:
+            there = self._cupy.asarray(values)
+            aside.synchronize()
+        return there
 
 
 class Torch(Owner):
@@ -157,6 +164,9 @@ class Torch(Owner):
             # so that autograd notices where it had saved the tensor for a backward pass
             self._torch.autograd.graph.increment_version(array)
 
+    def version(self, array: Any) -> int:
+        return 0 if array.is_inference() else int(array._version)
+
     def exporter(self, array: Any) -> Any:
         return array.detach()
 
@@ -176,9 +186,6 @@ class Torch(Owner):
 
     def copy(self, vector: Any) -> Any:
         return vector.clone()
-
-    def finite(self, vector: Any) -> bool:
-        return bool(self._torch.isfinite(vector).all())
 
     def read(self, vector: Any) -> list[float]:
         values: list[float] = vector.tolist()
@@ -203,8 +210,12 @@ class Torch(Owner):
             event.record(cuda.ExternalStream(stream, device=number_of(device)))
         return _Event(event, event.query, event.synchronize)
 
-    def follow(self, stream: int, device: str) -> None:
-        self._torch.cuda.current_stream(number_of(device)).wait_event(self.event(stream, device).event)
+    def await_event(self, event: Any, device: str) -> None:
+        self._torch.cuda.current_stream(number_of(device)).wait_event(event.event)
+
+    def capturing(self, device: str) -> bool:
+        with self.guard(device):
+            return bool(self._torch.cuda.is_current_stream_capturing())
 
 
 class _Event:

@@ -83,10 +83,10 @@ class GraphCG:
                 arrays = Adapter(self._b, "b")
                 self._solve = Solve(system, arrays, arrays.operand, m, None, defer_x=m is None)
                 self._solve.begin()
-                self._solve.iterate()  # not captured: CuPy compiles its kernels and fills the pool
+                self._solve.iterate()  # not captured: CuPy compiles its kernels
             stream.synchronize()
-            self._solve.workspace.kept = []
             self._graph = self._capture(stream, loop)
+        self._done: Any = None
 
     def _capture(self, stream: Any, loop: str) -> Any:
         solve = self._solve
@@ -112,8 +112,11 @@ class GraphCG:
         try:
             with body:
                 self._solve.iterate()
-        finally:  # in any case: the body must not stay capturing
-            _core.loop_close(body.ptr, state, handle)
+        except BaseException:  # the body must not stay capturing; what the caller sees is why it failed
+            with contextlib.suppress(RuntimeError):
+                _core.loop_close(body.ptr, state, handle)
+            raise
+        _core.loop_close(body.ptr, state, handle)
 
     def _abandon(self, stream: Any) -> None:
         # what the caller sees is why the capture failed
@@ -131,8 +134,10 @@ class GraphCG:
         """
         arrays = self._solve.arrays
         with arrays.guard():
+            arrays.wait(self._done)  # for the launch before, which may be on another stream
             if b is not None:
                 arrays.start(b, "b")
                 self._cupy.copyto(self._b, b.reshape(arrays.shape))
             self._graph.launch(stream=self._cupy.cuda.get_current_stream())
-        return CGResult(arrays.give(self._solve.x.array), self._solve, products=None)
+            self._done = arrays.mark()
+        return CGResult(arrays.give(self._solve.x.array), self._solve, products=None, done=self._done)

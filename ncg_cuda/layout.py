@@ -61,10 +61,12 @@ class Layout:
         return out
 
     def checked(self, tensors: Sequence[Any], who: str) -> Sequence[Any]:
-        """The tensors; raises a ValueError in the name of ``who`` unless their number and shapes are the layout's."""
+        """The tensors; raises an error in the name of ``who`` unless their number and shapes are the layout's."""
         if len(tensors) != len(self.shapes):
             raise ValueError(f"{who}: {len(tensors)} tensors given; this layout has {len(self.shapes)}")
         for i, (tensor, shape) in enumerate(zip(tensors, self.shapes, strict=True)):
+            if not hasattr(tensor, "shape"):
+                raise TypeError(f"{who}: tensor {i} is {tensor!r}; an array of shape {shape} is needed")
             if tuple(tensor.shape) != shape:
                 raise ValueError(f"{who}: tensor {i} has shape {tuple(tensor.shape)}; this layout has {shape}")
         return tensors

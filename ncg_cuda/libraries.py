@@ -93,6 +93,10 @@ class Owner(Library):
     def adopt(self, array: Any, library: Library) -> Any:
         """Any library's array as a flat vector of this one: the same memory where it is contiguous, to be read only."""
 
+    def version(self, array: Any) -> int:
+        """A number that changes when the array is written, where the library counts that."""
+        return 0
+
     def copy(self, vector: Any) -> Any:
         """A copy of a vector, aligned as by :meth:`empty`."""
         return vector.copy()
@@ -100,10 +104,6 @@ class Owner(Library):
     def lend(self, vector: Any, shape: tuple[int, ...]) -> Any:
         """The vector in a shape; read-only where the library can say so."""
         return vector.reshape(shape)
-
-    @abstractmethod
-    def finite(self, vector: Any) -> bool:
-        """Whether a vector is free of NaN and Inf."""
 
     @abstractmethod
     def read(self, vector: Any) -> list[float]:
@@ -121,13 +121,27 @@ class Owner(Library):
         """The handle of the current stream of a device."""
         raise NotImplementedError(f"{self.name} has no GPU arrays")
 
+    def capturing(self, device: str) -> bool:
+        """Whether what the current stream of a device gets goes into a CUDA graph."""
+        return False
+
+    def constant(self, values: NDArray[np.int64], device: str) -> Any | None:
+        """Numbers in device memory by the time that this returns, whatever the current stream is capturing; None where
+        the library cannot do that.
+        """
+        return None
+
     def event(self, stream: int, device: str) -> Any:
         """An event behind all that a stream holds now: ``done()`` asks for it, ``wait()`` waits on the host."""
         raise NotImplementedError(f"{self.name} has no GPU arrays")
 
+    def await_event(self, event: Any, device: str) -> None:
+        """Let the library's current stream wait for an event."""
+        raise NotImplementedError(f"{self.name} has no GPU arrays")
+
     def follow(self, stream: int, device: str) -> None:
         """Let the library's current stream wait for all that another one holds now."""
-        raise NotImplementedError(f"{self.name} has no GPU arrays")
+        self.await_event(self.event(stream, device), device)
 
 
 class NumPy(Owner):
@@ -172,9 +186,6 @@ class NumPy(Owner):
         view = vector.reshape(shape)
         view.flags.writeable = False
         return view
-
-    def finite(self, vector: Any) -> bool:
-        return bool(np.isfinite(vector).all())
 
     def read(self, vector: Any) -> list[float]:
         values: list[float] = vector.tolist()

@@ -171,7 +171,9 @@ def feasible(gd: float, gg: float, dd: float, eps: float = 1e-6) -> bool:
 
 @dataclass
 class State:
-    """The scalars of one solve; the fields are those of ``csrc/ncg/state.h``."""
+    """The scalars of one solve; the fields are those of ``csrc/ncg/state.h``, where float64 needs them: ``scale`` and
+    ``q_scale`` only keep squares of float32 numbers in range.
+    """
 
     rr: float = 0.0
     rz: float = 0.0
@@ -191,6 +193,8 @@ class State:
     pq: float = 0.0
     qq: float = 0.0
     pp: float = 0.0
+    reach: float = 0.0
+    """Bound on the largest |x_i - x0_i| so far."""
 
     def begin(self, rz: float, rr: float, bb: float, *, cg_tol: float) -> None:
         """Start with r·z (r·r where there is no preconditioner), r·r and b·b; stops where there is nothing to do."""
@@ -215,23 +219,29 @@ class State:
             self.stop = StopReason.BREAKDOWN
             return
         floor = CURVATURE_GUARD * self.eps * np.sqrt(pp) * np.sqrt(qq)
-        if pq <= floor:
-            # Keep the last x; before the first step there is none, so take steepest descent scaled by |curvature|.
-            scale = max(abs(pq), floor)
-            if self.iteration == 0 and scale > 0 and self.rz / scale <= self.largest:
-                self.alpha_x = self.rz / scale
-                self.pending = StopReason.NEGATIVE_CURVATURE
-            else:
+        positive = pq > floor
+        # Keep the last x; before the first step there is none, so take steepest descent scaled by |curvature|.
+        curvature = pq if positive else max(abs(pq), floor)
+        if not positive and (self.iteration > 0 or curvature == 0):
+            self.stop = StopReason.NEGATIVE_CURVATURE
+            return
+        alpha = self.rz / curvature
+        reach = self.reach + alpha * np.sqrt(pp)
+        fits = alpha <= self.largest and reach <= self.largest  # else the step might leave the range of numbers
+        if not positive:
+            if not fits:
                 self.stop = StopReason.NEGATIVE_CURVATURE
-            return
-        alpha = self.rz / pq
-        predicted = alpha * alpha * qmq - self.rz
-        beta = max(0.0, predicted / self.rz)
-        if not (alpha <= self.largest and beta <= self.largest):  # also catches NaN
-            self.stop = StopReason.BREAKDOWN
-            return
+                return
+            self.pending = StopReason.NEGATIVE_CURVATURE
+        else:
+            predicted = alpha * alpha * qmq - self.rz
+            beta = max(0.0, predicted / self.rz)
+            if not (fits and beta <= self.largest):  # also catches NaN
+                self.stop = StopReason.BREAKDOWN
+                return
+            self.beta, self.rz_predicted = beta, predicted
         self.alpha_x = self.alpha_r = alpha
-        self.beta, self.rz_predicted = beta, predicted
+        self.reach = reach
 
     def after_update(self, rz: float, rr: float) -> None:
         """After pass B: the recomputed sums decide whether another iteration follows."""
@@ -240,7 +250,7 @@ class State:
             self.stop = StopReason.BREAKDOWN
             return
         if self.pending:
-            self.stop = self.pending
+            self.rz, self.rr, self.stop = rz, rr, self.pending
             return
         # A symmetric, constant matvec predicts rz to rounding: the largest miss is a free alarm for one that is not.
         self.drift = max(self.drift, abs(rz - self.rz_predicted) / max(self.rz, rz))

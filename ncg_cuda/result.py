@@ -13,7 +13,8 @@ class CGResult:
     """What a solve found, and why it stopped.
 
     After ``cg(..., poll=0)``, and after the launch of a graph, the numbers are read from the device when one of them is
-    first asked for; that waits for the device's current stream. ``x`` can be used at once, in the order of the stream.
+    first asked for; that waits for the solve. ``x`` can be used at once, in the order of the stream that the solve is
+    on. Of a solve that the caller captured in a graph, read the numbers after a launch, on that launch's stream.
     """
 
     x: Any
@@ -30,9 +31,11 @@ class CGResult:
         state: dict[str, float] | None = None,
         residual_norm: float | None = None,
         verified: bool = False,
+        done: Any = None,
     ) -> None:
         self.x, self._products, self.verified = x, products, verified
         self._state_block, self._residual_norm = state, residual_norm
+        self._done = done
         # The solve's vectors live on only where their work may still be pending, or be launched again in a graph.
         self._solve = solve if state is None else None
 
@@ -40,7 +43,9 @@ class CGResult:
     def _state(self) -> dict[str, float]:
         if self._state_block is None:
             assert self._solve is not None
-            with self._solve.arrays.guard():
+            arrays = self._solve.arrays
+            with arrays.guard():
+                arrays.wait(self._done)  # which may be on another stream than the current one
                 self._state_block = self._solve.workspace.read_state()
         return self._state_block
 

@@ -45,9 +45,12 @@ class Solve:
     def __init__(
         self, system: System, arrays: Adapter, b: Operand, m: Operand | None, x0: Operand | None, *, defer_x: bool
     ) -> None:
-        self.system, self.arrays, self.b, self.m, self.x0 = system, arrays, b, m, x0
+        self.system, self.arrays, self.m = system, arrays, m
         segments = 0 if system.layout is None else len(system.layout.shapes)
         self.workspace = Workspace(b, segments, arrays.memory)
+        self._cleaned: list[tuple[Table, Operand]] = []
+        self.b = self._without_padding(b)
+        self.x0 = None if x0 is None else self._without_padding(x0)
         self.x, self.r, self.p = (self._vector(name) for name in "xrp")
         plain = len(system.parts) == 1 and system.parts[0][1] == 1.0
         self.acc = None if plain else self._vector("acc")
@@ -57,6 +60,15 @@ class Solve:
     def _vector(self, name: str) -> Operand:
         arrays = self.arrays
         return operand(arrays.memory.empty(arrays.size, arrays.dtype, arrays.device), name, written=True)
+
+    def _without_padding(self, vector: Operand) -> Operand:
+        """The caller's vector, or room for a copy with zeros between the tensors: products have nothing else there."""
+        layout = self.system.layout
+        if layout is None or layout.size != vector.size or layout.size == int(layout.lengths.sum()):
+            return vector
+        clean = self._vector(vector.name)
+        self._cleaned.append((Table.of_views(vector, layout), clean))
+        return clean
 
     def _pass(
         self,
@@ -80,6 +92,8 @@ class Solve:
     def begin(self) -> None:
         """Fill in the state block and the vectors."""
         s = self.system
+        for views, clean in self._cleaned:
+            self._direct("pack", [views, clean], [1.0])
         self._pass("magnitude", [self.b], written=0, params=[s.tau, s.cg_tol, s.max_iter])
         vectors = [self.x, self.r, self.p]
         if self.x0 is not None:
@@ -184,7 +198,11 @@ class Solve:
 
     def _part(self, matvec: Matvec, p: Operand) -> Operand | Table:
         """What one matvec returns, checked."""
-        hp = matvec(self.arrays.lend(p.array))
+        lent = self.arrays.lend(p.array)
+        version = self.arrays.version(lent)
+        hp = matvec(lent)
+        if self.arrays.version(lent) != version:
+            raise ValueError("matvec: it has written to its argument, which is the solver's own; work on a copy of it")
         self.products += 1
         bfloat16, layout = self.system.bfloat16, self.system.layout
         if not isinstance(hp, (list, tuple)):

@@ -57,13 +57,19 @@ _lock = threading.Lock()
 
 def _keep(operands: list[Operand], event: Any) -> None:
     """Keep operands until the event: their library would give the memory to others meanwhile."""
+    drop_finished()
     with _lock:
         _in_flight.append((event, operands))
-        while _in_flight and _in_flight[0][0].done():
-            _in_flight.popleft()
         oldest = _in_flight.popleft() if len(_in_flight) > _MOST_IN_FLIGHT else None
     if oldest is not None:
         oldest[0].wait()
+
+
+def drop_finished() -> None:
+    """Let go of operands whose operations have finished."""
+    with _lock:
+        while _in_flight and _in_flight[0][0].done():
+            _in_flight.popleft()
 
 
 def launch_for(operands: Sequence[tuple[Any, str]], written: int) -> Launch | None:

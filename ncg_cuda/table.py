@@ -113,6 +113,29 @@ class Table:
         shared = (start < vector.address + vector.nbytes) & (vector.address < end) & (length > 0)
         return [int(i) for i in np.flatnonzero(shared)] if shared.any() else []
 
+    @classmethod
+    def of_views(cls, flat: Operand, layout: Layout) -> Table:
+        """The tensors of a layout where they stand in a flat operand: without what it has between them."""
+        table = cls.__new__(cls)
+        table.name, table.tensors, table.parts, table.dtype = flat.name, [], [flat], flat.dtype
+        table.segments = np.empty((len(layout.shapes), 3), dtype=np.int64)
+        table.segments[:, 0] = flat.address + layout.offsets * ITEMSIZE[flat.dtype]
+        table.segments[:, 1] = layout.offsets
+        table.segments[:, 2] = layout.lengths
+        return table
+
+    def check_apart_from_each_other(self) -> None:
+        """Raise a ValueError if two of the tensors share memory."""
+        used = np.flatnonzero(self.segments[:, 2])
+        used = used[np.argsort(self.segments[used, 0], kind="stable")]
+        start = self.segments[used, 0]
+        end = start + self.segments[used, 2] * ITEMSIZE[self.dtype]
+        for at in np.flatnonzero(end[:-1] > start[1:]).tolist():
+            first, second = sorted((int(used[at]), int(used[at + 1])))
+            raise ValueError(
+                f"{self.name}[{first}] and {self.name}[{second}] overlap in memory, and both are written; copy one"
+            )
+
     def check_apart(self, vector: Operand, *, writes_tensors: bool) -> None:
         """Raise a ValueError if a tensor shares memory with an operand where one of the two is written."""
         for i in self.overlapping(vector):

@@ -140,7 +140,7 @@ def test_vectors_of_any_size_are_shared_both_ways(lib: Foreign) -> None:
     """JAX copies what does not start on 64 bytes, so a solver's vectors do."""
     for n in range(1, 70):
         adapter = Adapter(lib.make(np.ones(n, np.float32)), "b")
-        vector = adapter.zeros()
+        vector = adapter.memory.zeros(adapter.size, adapter.dtype, adapter.device)
         where = adapter.memory.describe(vector, None).address
         assert where % 64 == 0
         assert lib.address(adapter.lend(vector)) == lib.address(adapter.give(vector)) == where

@@ -202,7 +202,7 @@ def test_a_workspace_of_another_library_is_refused(gpu: Any) -> None:
 def test_vectors_of_a_solve_are_made_where_b_is(gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     gpu.cupy_stream.ptr = 5
     adapter = Adapter(Producer(ones(), (CUDA, 1)), "b")
-    vector = adapter.zeros()
+    vector = adapter.memory.zeros(adapter.size, adapter.dtype, adapter.device)
     assert (type(vector), vector.number, gpu.current.number) == (gpu.ndarray, 1, 0)
     assert type(adapter.lend(vector)) is gpu.ndarray  # the other library is not known: matvec gets CuPy arrays
     with adapter.guard():

@@ -22,6 +22,12 @@ class TestTorch:
         assert ops.cg_update(*tensors, **options) == ops.cg_update(*arrays, **options)
         assert all(np.array_equal(t.numpy(), v) for t, v in zip(tensors, arrays, strict=True))
 
+    def test_a_matvec_that_writes_to_its_argument(self) -> None:
+        with pytest.raises(ValueError, match="matvec: it has written to its argument"):
+            cg(lambda p: p.mul_(2.0), self.torch.ones(50))
+        with self.torch.inference_mode():
+            assert cg(lambda p: 2.0 * p, self.torch.ones(50)).converged
+
     def test_tensors_that_require_grad(self) -> None:
         torch = self.torch
         w, d, g = (torch.tensor(v) for v in vectors(3))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
@@ -174,12 +175,41 @@ def test_a_forked_child_can_solve() -> None:
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=60)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"poll": 0}, {"defer_x": False}, {"preconditioner": np.ones(65, np.float32)}],
+    ids=["plain", "poll=0", "not deferred", "preconditioned"],
+)
+@pytest.mark.parametrize("size", [1e-30, 1.0, 1e20])
+@pytest.mark.parametrize("curvature", [1e-36, 1e-30, 1e-22, 1e-15, 1e-8, 1e8, 1e16, 1e22, 1e30, 1e36])
+def test_matrices_of_any_size_in_float32(curvature: float, size: float, options: dict[str, Any]) -> None:
+    """Squares of products beyond 1e19 overflow, and below 1e-23 they vanish; a solution that fits is found."""
+    rng = np.random.default_rng(0)
+    diagonal, rhs = rng.uniform(1, 20, 65), rng.standard_normal(65)
+    d, b = (diagonal * curvature).astype(np.float32), (rhs * size).astype(np.float32)
+    result = cg(lambda p: d * p, b, max_iter=60, cg_tol=1e-4, **options)
+    assert np.isfinite(result.x).all()
+    if size / curvature > 1e40:  # beyond the largest number
+        assert result.stop_reason is StopReason.BREAKDOWN
+    elif 1e-34 < size / curvature < 1e35:
+        assert result.converged, result
+        assert result.drift < 1e-2
+        np.testing.assert_allclose(result.x * (curvature / size), rhs / diagonal, atol=1e-3)
+        assert 1 < result.curvature / curvature < 20
+
+
 def test_overflow_inside_is_a_breakdown_with_a_finite_x() -> None:
-    a = np.eye(20, dtype=np.float32) * np.float32(1e25)
     with np.errstate(over="ignore"):
-        result = cg(lambda p: a @ p, np.ones(20, np.float32))
+        result = cg(lambda p: p * np.float32(1e38) * 10, np.ones(20, np.float32))
     assert result.stop_reason is StopReason.BREAKDOWN
     assert np.isfinite(result.x).all()
+
+
+@pytest.mark.parametrize("options", [{}, {"verify": False}, {"poll": 0}, {"verify": True}])
+def test_a_solution_out_of_range_is_a_breakdown_with_a_finite_x(options: dict[str, Any]) -> None:
+    result = cg(lambda p: p * np.float32(1e-37), np.full(5, 1e5, np.float32), **options)
+    assert (result.stop_reason, result.iterations) == (StopReason.BREAKDOWN, 0)
+    assert not result.x.any()
 
 
 def test_negative_curvature_at_once_is_a_scaled_steepest_descent_step() -> None:
@@ -187,6 +217,7 @@ def test_negative_curvature_at_once_is_a_scaled_steepest_descent_step() -> None:
     result = cg(lambda p: -2.0 * p, b)
     assert (result.stop_reason, result.iterations) == (StopReason.NEGATIVE_CURVATURE, 1)
     np.testing.assert_allclose(result.x, b / 2.0)  # rr / |pq| = 1 / 2
+    assert result.residual_norm == pytest.approx(np.linalg.norm(b + 2.0 * result.x))
     assert result.curvature == pytest.approx(-2.0)
 
 
@@ -285,6 +316,23 @@ def test_tensors_as_products() -> None:
         cg(matvec, layout.pack(parts))
 
 
+@pytest.mark.parametrize("poll", [None, 0])
+def test_what_stands_between_the_tensors_counts_as_zero(poll: int | None) -> None:
+    layout = Layout([(3, 4), (5,), (16,)])
+    mask = layout.pack([np.ones(s) for s in layout.shapes])
+    rng = np.random.default_rng(1)
+    d, b, x0 = rng.uniform(1, 5, layout.size), rng.standard_normal(layout.size), rng.standard_normal(layout.size)
+    kept = b.copy(), x0.copy()
+    for start in (None, x0):
+        result = cg(lambda p: layout.views(d * p), b, x0=start, layout=layout, cg_tol=1e-11, max_iter=50, poll=poll)
+        assert result.converged
+        np.testing.assert_allclose(result.x, mask * b / d, atol=1e-9)
+    assert (b == kept[0]).all()
+    assert (x0 == kept[1]).all()
+    with pytest.raises(TypeError, match=r"matvec: tensor 1 is None; an array of shape \(5,\) is needed"):
+        cg(lambda p: [p[:12].reshape(3, 4), None, p[32:]], b, layout=layout)
+
+
 def test_arrays_of_any_shape_and_strides() -> None:
     b = np.random.default_rng(2).standard_normal((6, 8))[:, ::2]
     result = cg(lambda p: 4.0 * p, b)
@@ -313,8 +361,10 @@ class TestBadInput:
             ({"cg_tol": math.nan}, ValueError, "cg_tol: nan"),
             ({"max_iter": 0}, ValueError, "max_iter: 0"),
             ({"max_iter": 2.5}, ValueError, "max_iter: 2.5"),
-            ({"x0": np.ones(9)}, ValueError, "x0: 9 elements"),
-            ({"x0": np.ones(10, np.float32)}, ValueError, "x0: 10 elements of float32"),
+            ({"x0": np.ones(9)}, ValueError, r"x0: shape \(9,\), but b has \(10,\)"),
+            ({"x0": np.ones((2, 5))}, ValueError, r"x0: shape \(2, 5\), but b has \(10,\)"),
+            ({"x0": np.ones(10, np.float32)}, TypeError, "x0: dtype float32, but b has float64"),
+            ({"weights": 1.0}, TypeError, "weights: got 1.0; give a sequence"),
             ({"x0": [1.0] * 10}, TypeError, "x0: got list"),
             ({"tau": "x"}, TypeError, "tau: got 'x'"),
             ({"cg_tol": None}, TypeError, "cg_tol, max_iter: got None"),

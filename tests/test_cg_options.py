@@ -175,7 +175,7 @@ class TestPreconditioner:
 
     def test_mistakes(self) -> None:
         b = np.ones(10, np.float32)
-        with pytest.raises(ValueError, match="preconditioner: 3 elements of float32 on cpu, but b has 10"):
+        with pytest.raises(ValueError, match=r"preconditioner: shape \(3,\), but b has \(10,\)"):
             cg(lambda p: p, b, preconditioner=np.ones(3, np.float32))
         with pytest.raises(TypeError, match="preconditioner: got function"):
             cg(lambda p: p, b, preconditioner=lambda r: r)

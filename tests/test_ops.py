@@ -143,6 +143,11 @@ def test_unpack_mistakes() -> None:
         ops.unpack(flat, flat)
     with pytest.raises(ValueError, match=r"tensors\[0\] and flat overlap"):
         ops.unpack(flat, [flat[:16], tensors[1]])
+    shared = np.zeros(40, np.float32)
+    with pytest.raises(ValueError, match=r"tensors\[0\] and tensors\[1\] overlap in memory, and both are written"):
+        ops.unpack(flat, [shared[15:31], shared[:16]])
+    assert not shared.any()
+    ops.unpack(flat, [shared[16:32], shared[:16]])  # side by side
     tensors[1].flags.writeable = False
     with pytest.raises(ValueError, match=r"tensors\[1\]: read-only"):
         ops.unpack(flat, tensors)

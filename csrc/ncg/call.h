@@ -23,8 +23,9 @@ struct Call {
   double* out;                 // room for the sums of a call on its own
   double* partials;            // room for partials_size(n) numbers
   // CUDA only:
-  void* ticket;  // two uint32, zero before the first call and after every call
-  void* stream;  // cudaStream_t
+  void* ticket;                    // two uint32, zero before the first call and after every call
+  void* stream;                    // cudaStream_t
+  const Segment* device_segments;  // the table in device memory; null: the call copies it there if it has to
 };
 
 // The float64 numbers of workspace that any operation on n elements needs.

@@ -37,8 +37,8 @@ enum class StopReason : int {
   X(pq)           /* of the last pass A, as are qq and pp */                                       \
   X(qq)                                                                                            \
   X(pp)                                                                                            \
-  X(alpha_x)      /* step of x; differs from alpha_r only in the last step along negative curvature */ \
-  X(alpha_r)      /* step of r */                                                                  \
+  X(alpha_x)      /* step of x */                                                                  \
+  X(alpha_r)      /* step of r: the same; 0: there is no step to take */                           \
   X(beta)                                                                                          \
   X(rz_predicted) /* alpha^2 q.M^-1 q - rz */                                                      \
   X(drift)        /* largest |recomputed - predicted| / max(rz before, rz after) so far */         \
@@ -47,7 +47,9 @@ enum class StopReason : int {
   X(products)     /* passes A so far */                                                            \
   X(rz)           /* r.z of the preconditioned residual z = M^-1 r; rr where there is no M */      \
   X(deferred)     /* x is still to be moved by deferred (p - r); 0: x is up to date */             \
-  X(scale)        /* power of two by which b and x are multiplied during the solve */
+  X(scale)        /* power of two by which b and x are multiplied during the solve */              \
+  X(q_scale)      /* power of two by which pass A multiplies q before it squares it */             \
+  X(reach)        /* bound on the largest |x_i - x0_i| so far */
 // clang-format on
 
 struct CgState {
@@ -57,7 +59,7 @@ struct CgState {
 };
 
 constexpr int kStateSize = static_cast<int>(sizeof(CgState) / sizeof(double));
-static_assert(kStateSize == 24, "the length is part of the interface");
+static_assert(kStateSize == 26, "the length is part of the interface");
 
 // p.q counts as not positive if it is at most this many machine epsilons of |p| |q|: scale-free, a few roundings above
 // 0.
@@ -78,6 +80,16 @@ NCG_HD double choose_scale(double mean, double largest) {
   if (-limit / 6 <= exponent && exponent <= limit / 6) return 1.0;
   const int wanted = -exponent;
   return std::ldexp(1.0, wanted > limit - 2 ? limit - 2 : (wanted < 2 - limit ? 2 - limit : wanted));
+}
+
+// The power of two that brings products of this mean square near 1; 1 where their squares are safe as they are (in
+// float32 products between 5e-15 and 2e14). The square itself may be 0 or infinite, so it cannot say how far to go: the
+// powers map all that overflows, and all that vanishes, into the safe range.
+NCG_HD double choose_q_scale(double mean_square, double largest) {
+  const int limit = std::ilogb(largest);
+  if (mean_square > std::ldexp(1.0, 3 * limit / 4)) return std::ldexp(1.0, -5 * limit / 8);
+  if (mean_square < std::ldexp(1.0, -3 * limit / 4)) return std::ldexp(1.0, 3 * limit / 4);
+  return 1.0;
 }
 
 // Before the first iteration: what r.z, r.r and b.b say. Without a preconditioner rz = rr.
@@ -103,39 +115,55 @@ NCG_HD void begin(CgState& s, double rz, double rr, double bb) {
 // which can then update x, r and p together (Rupp et al., ACM TOMS 2016). Pass B recomputes r.r for the next alpha:
 // without that, float32 diverges (Chen and Carson, SISC 2020). With a preconditioner M the identity is another one:
 // r.z is predicted as alpha^2 q.M^-1 q - rz (`qmq`; without M it is qq).
-NCG_HD void after_curvature(CgState& s, double pq, double qmq, double qq, double pp) {
+//
+// The sums are those of q_scale q, over n elements; everything after the first lines is in units of q.
+NCG_HD void after_curvature(CgState& s, double pq, double qmq, double qq, double pp, double n) {
   s.products += 1.0;
-  s.pq = pq;
-  s.qq = qq;
+  s.pq = pq / s.q_scale;
+  s.qq = qq / s.q_scale / s.q_scale;
   s.pp = pp;
   s.alpha_x = s.alpha_r = s.beta = 0.0;
+  if (s.iteration == 0.0 && s.q_scale == 1.0) {
+    s.q_scale = choose_q_scale(qq / n, s.largest);
+    if (s.q_scale != 1.0) return;  // no step: the same product again, with other squares
+  }
   if (!is_finite(pq) || !is_finite(qmq) || !is_finite(qq) || !is_finite(pp)) {
     s.stop = as_double(StopReason::kBreakdown);
     return;
   }
   const double floor = kCurvatureGuard * s.eps * std::sqrt(pp) * std::sqrt(qq);
-  if (pq <= floor) {
-    // Keep the last x; before the first step there is none, so take steepest descent scaled by |curvature|.
-    const double scale = std::fabs(pq) > floor ? std::fabs(pq) : floor;
-    if (s.iteration == 0.0 && scale > 0.0 && s.rz / scale <= s.largest) {
-      s.alpha_x = s.rz / scale;
-      s.pending = as_double(StopReason::kNegativeCurvature);
-    } else {
-      s.stop = as_double(StopReason::kNegativeCurvature);
-    }
+  const bool positive = pq > floor;
+  // Keep the last x; before the first step there is none, so take steepest descent scaled by |curvature|.
+  const double curvature = positive ? pq : (std::fabs(pq) > floor ? std::fabs(pq) : floor);
+  if (!positive && (s.iteration > 0.0 || curvature == 0.0)) {
+    s.stop = as_double(StopReason::kNegativeCurvature);
     return;
   }
-  const double alpha = s.rz / pq;
-  const double predicted = alpha * alpha * qmq - s.rz;
-  const double beta = predicted > 0.0 ? predicted / s.rz : 0.0;
-  if (!(alpha <= s.largest && beta <= s.largest && is_finite(predicted))) {
-    s.stop = as_double(StopReason::kBreakdown);
-    return;
+  const double step = s.rz / curvature;  // in units of q_scale q
+  const double alpha = step * s.q_scale;
+  const double reach = s.reach + alpha * std::sqrt(pp);
+  // A step that might leave the numbers of the vectors' type is not taken: x stays finite, in the caller's units, too.
+  const bool fits = alpha <= s.largest && reach <= s.largest * (s.scale < 1.0 ? s.scale : 1.0);
+  if (!positive) {
+    s.stop = fits ? 0.0 : as_double(StopReason::kNegativeCurvature);
+    if (!fits) return;
+    s.pending = as_double(StopReason::kNegativeCurvature);
+  } else {
+    const double predicted = step * step * qmq - s.rz;
+    const double beta = predicted > 0.0 ? predicted / s.rz : 0.0;
+    if (!(fits && beta <= s.largest && is_finite(predicted))) {
+      s.stop = as_double(StopReason::kBreakdown);
+      return;
+    }
+    s.beta = beta;
+    s.rz_predicted = predicted;
   }
   s.alpha_x = s.alpha_r = alpha;
-  s.beta = beta;
-  s.rz_predicted = predicted;
+  s.reach = reach;
 }
+
+// Whether pass B has anything to do.
+NCG_HD bool takes_step(const CgState& s) { return s.stop == 0.0 && s.alpha_r != 0.0; }
 
 // After pass B, with the recomputed r.z and r.r.
 NCG_HD void after_update(CgState& s, double rz, double rr) {
@@ -145,6 +173,8 @@ NCG_HD void after_update(CgState& s, double rz, double rr) {
     return;
   }
   if (s.pending != 0.0) {
+    s.rz = rz;
+    s.rr = rr;
     s.stop = s.pending;
     return;
   }
@@ -168,7 +198,14 @@ constexpr double kDeferrableBeta = 1e-2;
 // Whether pass B moves x now, rather than leave the step to the next one, which can rebuild the old p as (p - r) /
 // beta.
 NCG_HD bool moves_x(const CgState& s) {
-  return s.deferred != 0.0 || !(s.beta >= kDeferrableBeta) || s.pending != 0.0 || s.iteration + 1.0 >= s.max_iter;
+  return s.deferred != 0.0 || !(s.beta >= kDeferrableBeta) || !(s.alpha_x / s.beta <= s.largest) || s.pending != 0.0 ||
+         s.iteration + 1.0 >= s.max_iter;
+}
+
+// After the last pass of a solve: its driver may have made a pass A that took no step, and then runs out of iterations.
+NCG_HD void finished(CgState& s) {
+  s.deferred = 0.0;
+  if (s.stop == 0.0) s.stop = as_double(StopReason::kMaxIter);
 }
 
 }  // namespace ncg

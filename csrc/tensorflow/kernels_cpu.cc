@@ -14,7 +14,7 @@ namespace {
 // The executor of the op: TensorFlow's intra-op threads.
 struct Pool {
   OpKernelContext* context;
-  static constexpr std::int64_t kMinChunksPerThread = 4;  // a smaller share is not worth waking a thread
+  static constexpr std::int64_t kMinChunksPerThread = 16;  // a smaller share is not worth waking a thread
 
   template <class F>
   void operator()(std::int64_t count, const F& f) const {

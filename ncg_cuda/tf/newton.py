@@ -75,10 +75,12 @@ def newton_step(
         length = norm * tf.abs(rate)
         factor = tf.where(length > max_step, tf.math.divide_no_nan(tf.constant(max_step, tf.float64), length), one)
     factor = tf.where(sound, factor, zero)
-    # no_nan: a skipped step is zero, whatever the direction holds
-    chosen = [tf.where(feasible, d, s) for d, s in zip(direction, b, strict=True)]
+    # From vectors near 1: the factor alone may be too small a number for their dtype. no_nan: a skipped step is zero,
+    # whatever the direction holds.
+    chosen = [tf.where(feasible, d, s) for d, s in zip(d_unit, times(b, g_scale), strict=True)]
+    factor_of_unit = factor / tf.where(feasible, d_scale, g_scale)
     return Step(
-        [tf.math.multiply_no_nan(d, tf.cast(factor, d.dtype)) for d in chosen],
+        [tf.math.multiply_no_nan(d, tf.cast(factor_of_unit, d.dtype)) for d in chosen],
         {
             "iterations": report.iterations,
             "products": report.products,

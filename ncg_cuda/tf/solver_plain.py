@@ -31,6 +31,8 @@ class _State(NamedTuple):
     products: Any
     curvature: Any
     drift: Any
+    q_scale: Any
+    reach: Any
 
 
 def _stop(condition: Any, reason: StopReason, otherwise: Any) -> Any:
@@ -41,13 +43,18 @@ def solve(product: Product, b: Sequence[Any], *, tau: Any, cg_tol: Any, max_iter
     """As :func:`ncg_cuda.tf.solver.solve`, which has checked the arguments."""
     # On a right-hand side near 1: squares of float32 numbers below 1e-19 vanish, and above 1e19 they overflow.
     scale = power_of_two(b)
-    direction, report = _solve(product, times(b, scale), tau=tau, cg_tol=cg_tol, max_iter=max_iter)
+    direction, report = _solve(
+        product, times(b, scale), tau=tau, cg_tol=cg_tol, max_iter=max_iter, room=tf.minimum(scale, 1.0)
+    )
     return times(direction, 1.0 / scale), replace(
         report, residual_norm=report.residual_norm / scale, rhs_norm=report.rhs_norm / scale
     )
 
 
-def _solve(product: Product, b: Sequence[Any], *, tau: Any, cg_tol: Any, max_iter: int) -> tuple[list[Any], Report]:
+def _solve(
+    product: Product, b: Sequence[Any], *, tau: Any, cg_tol: Any, max_iter: int, room: Any
+) -> tuple[list[Any], Report]:
+    """On b as it is; room: the largest direction that fits the caller, as a fraction of the dtype's largest number."""
     dtype = b[0].dtype
     tau64 = tau
     bb = dot(b, b)
@@ -55,14 +62,15 @@ def _solve(product: Product, b: Sequence[Any], *, tau: Any, cg_tol: Any, max_ite
     stop = _stop(bb <= tol_rr, StopReason.CONVERGED, tf.constant(int(StopReason.RUNNING), tf.int32))
     stop = _stop(~tf.math.is_finite(bb), StopReason.BREAKDOWN, stop)
     zero, none = tf.zeros((), tf.float64), tf.zeros((), tf.int32)
-    state = _State(rr=bb, stop=stop, iteration=none, products=none, curvature=zero, drift=zero)
+    one = tf.ones((), tf.float64)
+    state = _State(rr=bb, stop=stop, iteration=none, products=none, curvature=zero, drift=zero, q_scale=one, reach=zero)
     vectors = ([tf.zeros_like(t) for t in b], list(b), list(b))
 
     def running(state: _State, *_: Any) -> Any:
         return tf.equal(state.stop, int(StopReason.RUNNING))
 
     def body(state: _State, x: list[Any], r: list[Any], p: list[Any]) -> tuple[_State, list[Any], list[Any], list[Any]]:
-        return _iterate(product, state, x, r, p, tau64=tau64, tol_rr=tol_rr, max_iter=max_iter, dtype=dtype)
+        return _iterate(product, state, x, r, p, tau64=tau64, tol_rr=tol_rr, max_iter=max_iter, room=room)
 
     if _must_unroll():
         x, r, p = vectors
@@ -70,6 +78,8 @@ def _solve(product: Product, b: Sequence[Any], *, tau: Any, cg_tol: Any, max_ite
             state, x, r, p = body(state, x, r, p)
     else:
         state, x, r, p = tf.while_loop(running, body, (state, *vectors), parallel_iterations=1)
+    # an unrolled loop may have spent an iteration on choosing q_scale
+    state = state._replace(stop=_stop(running(state), StopReason.MAX_ITER, state.stop))
     return list(x), Report(
         iterations=state.iteration,
         stop_reason=state.stop,
@@ -91,42 +101,48 @@ def _iterate(
     tau64: Any,
     tol_rr: Any,
     max_iter: int,
-    dtype: Any,
+    room: Any,
 ) -> tuple[_State, list[Any], list[Any], list[Any]]:
     """One iteration; changes nothing if the state says that the solve has stopped (an unrolled loop runs on)."""
+    dtype = p[0].dtype
     eps, largest = float(np.finfo(dtype.as_numpy_dtype).eps), float(np.finfo(dtype.as_numpy_dtype).max)
     running = tf.equal(s.stop, int(StopReason.RUNNING))
     tau = tf.cast(tau64, dtype)
     hp = product(p)
     q = [h + tau * v for h, v in zip(hp, p, strict=True)]
-    pq, qq, pp = dot(p, q), dot(q, q), dot(p, p)
+    unit_q = times(q, s.q_scale)
+    pq, qq, pp = dot(p, unit_q), dot(unit_q, unit_q), dot(p, p)
+    # Squares of q out of range: no step, but the same product again, with other squares.
+    q_scale = _choose_q_scale(qq / sum(v.shape.num_elements() for v in p), dtype)
+    again = tf.equal(s.iteration, 0) & tf.equal(s.q_scale, 1.0) & tf.not_equal(q_scale, 1.0)
 
     # After the curvature: the step lengths, or a reason to stop.
-    finite = tf.math.is_finite(pq) & tf.math.is_finite(qq) & tf.math.is_finite(pp)
+    finite = tf.math.is_finite(pq) & tf.math.is_finite(qq) & tf.math.is_finite(pp) & ~again
     floor = CURVATURE_GUARD * eps * tf.sqrt(pp) * tf.sqrt(qq)
     positive = finite & (pq > floor)
-    scale = tf.maximum(tf.abs(pq), floor)
-    descend = finite & ~positive & tf.equal(s.iteration, 0) & (scale > 0) & (s.rr / scale <= largest)
-    alpha = s.rr / pq
-    predicted = alpha * alpha * qq - s.rr
+    step = s.rr / tf.where(positive, pq, tf.maximum(tf.abs(pq), floor))
+    alpha = step * s.q_scale
+    reach = s.reach + alpha * tf.sqrt(pp)
+    fits = (alpha <= largest) & (reach <= largest * room)  # else the step might leave the range of numbers
+    descend = finite & ~positive & tf.equal(s.iteration, 0) & fits
+    predicted = step * step * qq - s.rr
     beta = tf.maximum(tf.zeros((), tf.float64), predicted / s.rr)
-    regular = positive & (alpha <= largest) & (beta <= largest)
+    regular = positive & fits & (beta <= largest)
     zero = tf.zeros((), tf.float64)
-    alpha_x = tf.where(running & regular, alpha, tf.where(running & descend, s.rr / scale, zero))
-    alpha_r = tf.where(running & regular, alpha, zero)
+    moved = regular | descend
+    alpha = tf.where(running & moved, alpha, zero)
     beta = tf.where(running & regular, beta, zero)
     stop = _stop(finite & ~positive, StopReason.NEGATIVE_CURVATURE, s.stop)
-    stop = _stop(~finite | (positive & ~regular), StopReason.BREAKDOWN, stop)
+    stop = _stop(~again & (~finite | (positive & ~regular)), StopReason.BREAKDOWN, stop)
 
     # multiply_no_nan: a length of 0 leaves the vector as it is, whatever the product holds.
-    ax, ar, be = tf.cast(alpha_x, dtype), tf.cast(alpha_r, dtype), tf.cast(beta, dtype)
+    al, be = tf.cast(alpha, dtype), tf.cast(beta, dtype)
     no_nan = tf.math.multiply_no_nan
-    x = [v + no_nan(d, ax) for v, d in zip(x, p, strict=True)]
-    r = [v - no_nan(w, ar) for v, w in zip(r, q, strict=True)]
+    x = [v + no_nan(d, al) for v, d in zip(x, p, strict=True)]
+    r = [v - no_nan(w, al) for v, w in zip(r, q, strict=True)]
     p = [v + no_nan(d, be) for v, d in zip(r, p, strict=True)]
 
     # After the update: the recomputed rr decides whether another iteration follows.
-    moved = regular | descend
     rr = dot(r, r)
     sound = tf.math.is_finite(rr)
     iteration = s.iteration + tf.cast(moved, tf.int32)
@@ -138,15 +154,28 @@ def _iterate(
     drift = tf.maximum(s.drift, tf.abs(rr - predicted) / tf.maximum(s.rr, rr))
     accepted = regular & sound
     new = _State(
-        rr=tf.where(accepted, rr, s.rr),
+        rr=tf.where(moved & sound, rr, s.rr),
         stop=stop,
         iteration=iteration,
         products=s.products + 1,
-        curvature=tf.math.divide_no_nan(pq, pp),
+        curvature=tf.math.divide_no_nan(pq, pp) / s.q_scale,
         drift=tf.where(accepted, drift, s.drift),
+        q_scale=tf.where(again, q_scale, s.q_scale),
+        reach=tf.where(moved, reach, s.reach),
     )
     kept = _State(*(tf.where(running, after, before) for after, before in zip(new, s, strict=True)))
     return kept, x, r, p
+
+
+def _choose_q_scale(mean_square: Any, dtype: Any) -> Any:
+    """As ``choose_q_scale`` in ``csrc/ncg/state.h``."""
+    limit = np.finfo(dtype.as_numpy_dtype).maxexp - 1
+
+    def power(exponent: int) -> Any:
+        return tf.constant(np.ldexp(1.0, exponent), tf.float64)
+
+    large, small = mean_square > power(3 * limit // 4), mean_square < power(-(3 * limit // 4))
+    return tf.where(large, power(-(5 * limit // 8)), tf.where(small, power(3 * limit // 4), power(0)))
 
 
 def _must_unroll() -> bool:

@@ -72,3 +72,14 @@ def chain_product(middle: float = 2.5) -> Callable[[Any], Any]:
         return hp
 
     return product
+
+
+def takes_bfloat16(cp: Any) -> bool:
+    """Whether CuPy has arrays of ml_dtypes.bfloat16 (since version 14)."""
+    import ml_dtypes
+
+    try:
+        cp.asarray(np.ones(2, ml_dtypes.bfloat16))
+    except (TypeError, ValueError):
+        return False
+    return True

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gpu_support import DTYPES, chain, chain_product, diagonal, tensors_at_odd_addresses
+from gpu_support import DTYPES, chain, chain_product, diagonal, takes_bfloat16, tensors_at_odd_addresses
 
 from ncg_cuda import Layout, StopReason, cg, ops, reference
 
@@ -163,9 +163,18 @@ class TestStopReasons:
         np.testing.assert_allclose(result.x.get(), cg(lambda p: d * p, b, max_iter=3).x, rtol=1e-9)
 
     def test_overflow_inside_is_a_breakdown_with_a_finite_x(self, cp: Any) -> None:
-        result = cg(lambda p: p * np.float32(1e25), cp.asarray(np.ones(20, np.float32)))
+        result = cg(lambda p: p * np.float32(1e38) * 10, cp.asarray(np.ones(20, np.float32)))
         assert result.stop_reason is StopReason.BREAKDOWN
         assert np.isfinite(result.x.get()).all()
+
+    @pytest.mark.parametrize("curvature", [1e-25, 1e24])
+    @pytest.mark.parametrize("poll", [None, 0])
+    def test_matrices_of_any_size(self, cp: Any, curvature: float, poll: int | None) -> None:
+        d = np.random.default_rng(0).uniform(1, 9, 5000)
+        there = cp.asarray((d * curvature).astype(np.float32))
+        result = cg(lambda p: there * p, cp.asarray(np.ones(5000, np.float32)), max_iter=60, cg_tol=1e-4, poll=poll)
+        assert result.converged
+        np.testing.assert_allclose(result.x.get() * curvature, 1 / d, atol=1e-3)
 
     def test_a_solution_beyond_the_largest_number_is_a_breakdown(self, cp: Any) -> None:
         result = cg(lambda p: p * np.float32(1e-3), cp.asarray(np.full(9, 1e37, np.float32)), cg_tol=1e-4)
@@ -293,6 +302,8 @@ class TestOptions:
 
     def test_products_in_bfloat16(self, cp: Any) -> None:
         bfloat16 = pytest.importorskip("ml_dtypes").bfloat16
+        if not takes_bfloat16(cp):
+            pytest.skip("this CuPy has no bfloat16")
         d, b = diagonal(N, 5, np.float32)
         result = cg(
             lambda p: cp.asarray((d * p.get()).astype(bfloat16)), cp.asarray(b), bfloat16=True, cg_tol=1e-2, max_iter=30

@@ -60,6 +60,35 @@ def test_launched_again_and_again(cp: Any, loop: str) -> None:
     check_same(solver.launch(), cg(lambda p: d * p, b, tau=0.1, cg_tol=1e-4, max_iter=40, poll=0))
 
 
+def test_a_table_too_long_for_the_arguments_of_a_launch(cp: Any, loop: str) -> None:
+    """In the body of a graph's loop nothing may be copied from pageable memory."""
+    layout = Layout([(i % 40 + 1,) for i in range(200)])
+    mask = layout.pack([np.ones(s) for s in layout.shapes])
+    rng = np.random.default_rng(0)
+    d, right = rng.uniform(1, 9, layout.size) * mask, rng.standard_normal(layout.size) * mask
+    there, b = cp.asarray(d), cp.asarray(right)
+    solver = GraphCG(lambda p: layout.views(there * p), b, cg_tol=1e-9, max_iter=60, layout=layout, loop=loop)
+    for factor in (1.0, 2.0):
+        result = solver.launch(factor * b)
+        assert result.converged
+        want = factor * np.divide(right, d, where=mask > 0, out=0 * d)
+        np.testing.assert_allclose(result.x.get(), want, rtol=0, atol=1e-7)
+
+
+def test_launches_on_two_streams_do_not_meet(cp: Any, loop: str) -> None:
+    d, b = (cp.asarray(v) for v in diagonal(N, 5, np.float32))
+    other = 3 * b
+    options = {"tau": 0.1, "cg_tol": 1e-4, "max_iter": 30}
+    want = cg(lambda p: d * p, other, poll=0, **options)
+    solver = GraphCG(lambda p: d * p, b, loop=loop, **options)
+    cp.cuda.get_current_stream().synchronize()
+    for rhs in (b, other) * 5:
+        with cp.cuda.Stream(non_blocking=True):
+            result = solver.launch(rhs)
+    assert result.residual_norm == want.residual_norm  # read on the default stream
+    assert result.x.get().tobytes() == want.x.get().tobytes()
+
+
 @pytest.mark.parametrize("tau", [0.0, 0.45])
 def test_an_indefinite_system(cp: Any, loop: str, tau: float) -> None:
     indefinite = np.ones(5000)

@@ -30,7 +30,7 @@ NAMES = {
     "PreconditionedUpdate": ("preconditioned_update", 2),
     "WeightedStep": ("weighted_step", 3),
 }
-ON_THEIR_OWN = {"Accumulate", "Pack", "WeightedStep"}  # no pass of a solve
+ON_THEIR_OWN = {"Accumulate", "Dots", "Pack", "WeightedStep"}  # no pass of a solve
 TAKE_TABLES = {
     "Accumulate",
     "AccumulateCurvature",

@@ -165,18 +165,29 @@ def test_non_finite_learning_rate_is_skipped() -> None:
 
 
 @pytest.mark.parametrize("scale", [1e20, 1e37])
-def test_float32_overflow_never_reaches_the_weights(scale: float) -> None:
-    """Squares of products overflow: CG breaks down, the fallback is as long as max_step allows."""
+def test_losses_near_the_largest_number(scale: float) -> None:
+    """Squares of products overflow in float32, the products do not."""
     w = tf.Variable([1.0, -1.0])
     optimizer = NewtonCG(1.0, max_step=0.5)
     optimizer.minimize(lambda: tf.reduce_sum(w**2) * scale, [w])
     last = optimizer.last_step
-    assert (last.stop_reason, last.fallback, last.skipped) == (StopReason.BREAKDOWN, True, False)
+    assert (last.stop_reason, last.fallback, last.skipped) == (StopReason.CONVERGED, False, False)
     assert last.gradient_norm == pytest.approx(2.0 * np.sqrt(2.0) * scale, rel=1e-6)
     np.testing.assert_allclose(w, np.array([1.0, -1.0]) * (1.0 - 0.5 / np.sqrt(2.0)), rtol=1e-5)
 
 
-@pytest.mark.parametrize("scale", [1e-24, 1e-10, 1.0, 1e10])
+def test_overflow_never_reaches_the_weights() -> None:
+    """The products are infinite: CG breaks down, the fallback is as long as max_step allows."""
+    start = np.array([1e-3, -1e-3])
+    w = tf.Variable(start, dtype=tf.float32)
+    optimizer = NewtonCG(1.0, max_step=5e-4)
+    optimizer.minimize(lambda: tf.reduce_sum((1e19 * w) ** 2) * 10.0, [w])
+    last = optimizer.last_step
+    assert (last.stop_reason, last.fallback, last.skipped) == (StopReason.BREAKDOWN, True, False)
+    np.testing.assert_allclose(w, start * (1.0 - 0.5 / np.sqrt(2.0)), rtol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-24, 1e-10, 1.0, 1e10, 1e20])
 def test_a_scaled_loss_has_the_same_step(scale: float) -> None:
     w = tf.Variable([1.0, -1.0])
     optimizer = NewtonCG(1.0, **FULL)

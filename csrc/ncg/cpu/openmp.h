@@ -10,8 +10,9 @@ namespace ncg::cpu {
 
 struct OpenMp {
   int threads;
-  static constexpr std::int64_t kMinChunksPerThread =
-      4;  // 16 K elements: below, waking a thread costs more than it gives
+  // 64 K elements, about 20 us of work: below, a second thread gives a few microseconds, and where its core is busy it
+  // costs milliseconds.
+  static constexpr std::int64_t kMinChunksPerThread = 16;
 
   template <class F>
   void operator()(std::int64_t count, const F& f) const {

@@ -18,13 +18,12 @@ const char* unpack(const Call& call) {
   if (table.count > kInlineSegments) {
     status = table_to_device(call, table);
     if (status == cudaSuccess) {
-      NCG_LAUNCH((unpack_pass<T, Place::kDeviceTable>), grid, kThreads, stream, flat, table, call.n, scale, NoTable{});
-      status = cudaGetLastError();
+      status = NCG_LAUNCH((unpack_pass<T, Place::kDeviceTable>), grid, kThreads, stream, flat, table, call.n, scale,
+                          NoTable{});
     }
   } else {
-    NCG_LAUNCH((unpack_pass<T, Place::kInlineTable>), grid, kThreads, stream, flat, table, call.n, scale,
-               inline_table(table));
-    status = cudaGetLastError();
+    status = NCG_LAUNCH((unpack_pass<T, Place::kInlineTable>), grid, kThreads, stream, flat, table, call.n, scale,
+                        inline_table(table));
   }
   return status == cudaSuccess ? nullptr : cudaGetErrorString(status);
 }

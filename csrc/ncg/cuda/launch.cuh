@@ -23,9 +23,14 @@ inline InlineTable inline_table(const Table& table) {
   return copy;
 }
 
-// A table that is too long for the kernel's arguments goes into the room that the caller gave behind the partials. A
-// pageable source is staged before the call returns, so the host table may go at once.
+// A table that is too long for the kernel's arguments goes into the room that the caller gave behind the partials,
+// unless the caller has it in device memory already. A pageable source is staged before the call returns, so the host
+// table may go at once; but in a graph it is read at every launch, and in the body of a graph's loop it is not allowed.
 inline cudaError_t table_to_device(const Call& call, Table& table) {
+  if (call.device_segments != nullptr) {
+    table.segments = call.device_segments;
+    return cudaSuccess;
+  }
   auto* room = reinterpret_cast<Segment*>(call.partials + partials_size(call.n));
   table.segments = room;
   return cudaMemcpyAsync(room, call.table.segments, static_cast<std::size_t>(call.table.count) * sizeof(Segment),
@@ -43,19 +48,16 @@ cudaError_t launch(const Call& call, const Driver& driver) {
     if (call.table.count > kInlineSegments) {
       const cudaError_t copied = table_to_device(call, vectors.table);
       if (copied != cudaSuccess) return copied;
-      NCG_LAUNCH((pass<Op, T, F, Driver, Place::kDeviceTable>), grid, kThreads, stream, vectors, call.n, driver,
-                 NoTable{}, call.partials, ticket);
-      return cudaGetLastError();
+      return NCG_LAUNCH((pass<Op, T, F, Driver, Place::kDeviceTable>), grid, kThreads, stream, vectors, call.n, driver,
+                        NoTable{}, call.partials, ticket);
     }
     if (call.table.count > 0) {
-      NCG_LAUNCH((pass<Op, T, F, Driver, Place::kInlineTable>), grid, kThreads, stream, vectors, call.n, driver,
-                 inline_table(call.table), call.partials, ticket);
-      return cudaGetLastError();
+      return NCG_LAUNCH((pass<Op, T, F, Driver, Place::kInlineTable>), grid, kThreads, stream, vectors, call.n, driver,
+                        inline_table(call.table), call.partials, ticket);
     }
   }
-  NCG_LAUNCH((pass<Op, T, F, Driver, Place::kFlat>), grid, kThreads, stream, vectors, call.n, driver, NoTable{},
-             call.partials, ticket);
-  return cudaGetLastError();
+  return NCG_LAUNCH((pass<Op, T, F, Driver, Place::kFlat>), grid, kThreads, stream, vectors, call.n, driver, NoTable{},
+                    call.partials, ticket);
 }
 
 template <class Op, class F>

@@ -21,27 +21,27 @@ struct AccumulateCurvature : Operation {
   static constexpr int kSums = 3;
   static constexpr bool kTakesTable = true;
 
-  T weight, tau;
+  T weight, tau, q_scale;
 
   template <class V>
   NCG_HD void operator()(V* v, V* sums) const {
     const V p = v[1];
     const V acc = v[2] + weight * v[0];
     v[2] = acc;
-    const V q = acc + tau * p;
+    const V q = q_scale * (acc + tau * p);
     sums[0] += p * q;
     sums[1] += q * q;
     sums[2] += p * p;
   }
 
   static NCG_HD AccumulateCurvature from_params(const Scalars& c) {
-    return {{}, static_cast<T>(c.at[0]), static_cast<T>(c.at[1])};
+    return {{}, static_cast<T>(c.at[0]), static_cast<T>(c.at[1]), T{1}};
   }
   static NCG_HD AccumulateCurvature from_state(const CgState& s, const Scalars& c) {
-    return {{}, static_cast<T>(c.at[0]), static_cast<T>(s.tau)};
+    return {{}, static_cast<T>(c.at[0]), static_cast<T>(s.tau), static_cast<T>(s.q_scale)};
   }
-  static NCG_HD void finish(CgState& s, const double* sums, const Scalars&) {
-    after_curvature(s, sums[0], sums[1], sums[1], sums[2]);
+  static NCG_HD void finish(CgState& s, const double* sums, const Scalars& c) {
+    after_curvature(s, sums[0], sums[1], sums[1], sums[2], static_cast<double>(c.n));
   }
 };
 

@@ -28,14 +28,14 @@ struct CgFinish : Operation {
     v[2] = (v[2] + deferred * (v[1] - v[0])) * inverse_scale;
   }
 
-  static NCG_HD bool wanted(const CgState& s) { return s.deferred != 0.0 || s.scale != 1.0; }
+  static NCG_HD bool wanted(const CgState& s) { return s.deferred != 0.0 || s.scale != 1.0 || s.stop == 0.0; }
   static NCG_HD CgFinish from_params(const Scalars& c) {
     return {{}, static_cast<T>(c.at[0]), static_cast<T>(c.at[1])};
   }
   static NCG_HD CgFinish from_state(const CgState& s, const Scalars&) {
     return {{}, static_cast<T>(s.deferred), static_cast<T>(1.0 / s.scale)};
   }
-  static NCG_HD void finish(CgState& s, const double*, const Scalars&) { s.deferred = 0.0; }
+  static NCG_HD void finish(CgState& s, const double*, const Scalars&) { finished(s); }
 };
 
 }  // namespace ncg

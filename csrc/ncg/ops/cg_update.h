@@ -6,9 +6,8 @@
 //   writes  x, r, p         12 bytes
 //   sums    r.r of the new r
 //
-// With pass A an iteration moves 9 vectors: 36 bytes per float32 weight. alpha_x and alpha_r are equal but for the last
-// step along negative curvature (alpha_r = 0), the residual of a given x (alpha_x = 0, alpha_r = 1, beta = 0, p = x)
-// and its refresh.
+// With pass A an iteration moves 9 vectors: 36 bytes per float32 weight. alpha_x and alpha_r are equal in a
+// solve; the residual of a given x is alpha_x = 0, alpha_r = 1, beta = 0, p = x.
 #pragma once
 
 #include "ncg/operation.h"
@@ -38,6 +37,7 @@ struct CgUpdate : Operation {
     sums[0] += r * r;
   }
 
+  static NCG_HD bool wanted(const CgState& s) { return takes_step(s); }
   static NCG_HD CgUpdate from_params(const Scalars& c) {
     return {{}, static_cast<T>(c.at[0]), static_cast<T>(c.at[1]), static_cast<T>(c.at[2]), static_cast<T>(c.at[3])};
   }

@@ -42,6 +42,7 @@ struct CgUpdateDeferred : Operation {
     sums[0] += r * r;
   }
 
+  static NCG_HD bool wanted(const CgState& s) { return takes_step(s); }
   static NCG_HD CgUpdateDeferred from_params(const Scalars& c) {
     return {{},
             static_cast<T>(c.at[0]),

@@ -1,4 +1,4 @@
-// Three sums of two vectors in one pass; in a solve that starts from a given x, its beginning (a = r, b = b).
+// Three sums of two vectors in one pass.
 //
 //   reads   a, b       8 bytes an element (float32)
 //   writes  -
@@ -16,6 +16,7 @@ struct Dots : Operation {
   static constexpr int kReads = 2;
   static constexpr int kWritten = 0;
   static constexpr int kSums = 3;
+  static constexpr bool kInSolve = false;
 
   template <class V>
   NCG_HD void operator()(V* v, V* sums) const {
@@ -25,8 +26,6 @@ struct Dots : Operation {
   }
 
   static NCG_HD Dots from_params(const Scalars&) { return {}; }
-  static NCG_HD Dots from_state(const CgState&, const Scalars&) { return {}; }
-  static NCG_HD void finish(CgState& s, const double* sums, const Scalars&) { begin(s, sums[1], sums[1], sums[2]); }
 };
 
 }  // namespace ncg

@@ -36,6 +36,7 @@ struct Magnitude : Operation {
     s.max_iter = c.at[2];
     s.eps = sizeof(T) == 4 ? FLT_EPSILON : DBL_EPSILON;
     s.largest = sizeof(T) == 4 ? FLT_MAX : DBL_MAX;
+    s.q_scale = 1.0;
     s.bb = sums[0];
     s.scale = choose_scale(sums[0] / static_cast<double>(c.n), s.largest);
   }

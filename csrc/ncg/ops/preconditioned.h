@@ -55,24 +55,24 @@ struct PreconditionedCurvature : Operation {
   static constexpr int kSums = 4;
   static constexpr bool kTakesTable = true;
 
-  T tau;
+  T tau, q_scale;
 
   template <class V>
   NCG_HD void operator()(V* v, V* sums) const {
     const V p = v[1];
-    const V q = v[0] + tau * p;
+    const V q = q_scale * (v[0] + tau * p);
     sums[0] += p * q;
     sums[1] += q * (v[2] * q);
     sums[2] += q * q;
     sums[3] += p * p;
   }
 
-  static NCG_HD PreconditionedCurvature from_params(const Scalars& c) { return {{}, static_cast<T>(c.at[0])}; }
+  static NCG_HD PreconditionedCurvature from_params(const Scalars& c) { return {{}, static_cast<T>(c.at[0]), T{1}}; }
   static NCG_HD PreconditionedCurvature from_state(const CgState& s, const Scalars&) {
-    return {{}, static_cast<T>(s.tau)};
+    return {{}, static_cast<T>(s.tau), static_cast<T>(s.q_scale)};
   }
-  static NCG_HD void finish(CgState& s, const double* sums, const Scalars&) {
-    after_curvature(s, sums[0], sums[1], sums[2], sums[3]);
+  static NCG_HD void finish(CgState& s, const double* sums, const Scalars& c) {
+    after_curvature(s, sums[0], sums[1], sums[2], sums[3], static_cast<double>(c.n));
   }
 };
 
@@ -105,6 +105,7 @@ struct PreconditionedUpdate : Operation {
     sums[1] += r * r;
   }
 
+  static NCG_HD bool wanted(const CgState& s) { return takes_step(s); }
   static NCG_HD PreconditionedUpdate from_params(const Scalars& c) {
     return {{}, static_cast<T>(c.at[0]), static_cast<T>(c.at[1]), static_cast<T>(c.at[2]), static_cast<T>(c.at[3])};
   }

@@ -2,6 +2,7 @@
 // fastest.
 #include <cuda_runtime.h>
 
+#include "ncg/cuda/platform.cuh"
 #include "ncg/yardsticks/shapes.h"
 
 namespace ncg::yardsticks {
@@ -91,10 +92,8 @@ cudaError_t launch(const Stream& call, int threads, bool resident) {
   if (blocks < 1) blocks = 1;
   Operands operands{};
   for (int k = 0; k < K; ++k) operands.at[k] = call.operand[k];
-  stream<R, W, K, kQuads>
-      <<<static_cast<unsigned>(blocks), static_cast<unsigned>(threads), 0, static_cast<cudaStream_t>(call.stream)>>>(
-          operands, call.n, call.scale, call.sum);
-  return cudaGetLastError();
+  return NCG_LAUNCH((stream<R, W, K, kQuads>), static_cast<unsigned>(blocks), static_cast<unsigned>(threads),
+                    static_cast<cudaStream_t>(call.stream), operands, call.n, call.scale, call.sum);
 }
 
 template <int R, int W, int K>

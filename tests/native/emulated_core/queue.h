@@ -31,11 +31,11 @@ inline std::int64_t ask(const char* what, void* stream, std::uintptr_t a, std::u
 }
 
 template <class Kernel, class... Arguments>
-void queue_launch(unsigned blocks, unsigned threads, void* stream, const Kernel& kernel,
-                  const Arguments&... arguments) {
+int queue_launch(unsigned blocks, unsigned threads, void* stream, const Kernel& kernel, const Arguments&... arguments) {
   queued.push_back(
       [=, given = std::make_tuple(arguments...)] { launch(blocks, threads, [&] { std::apply(kernel, given); }); });
   ask("launch", stream, queued.size() - 1);
+  return last_error();
 }
 
 inline int queue_copy(void* to, const void* from, std::size_t bytes, void* stream) {
@@ -50,6 +50,8 @@ inline const char* error_text(int code) {
       return "invalid resource handle";
     case 401:
       return "the operation cannot be performed in the present state";
+    case 900:
+      return "operation not permitted when stream is capturing";
     default:
       return "unknown error";
   }

@@ -170,6 +170,9 @@ class Gpu:
 
     def _copy(self, stream: int, to: int, source: int, nbytes: int) -> int:
         queue = self._own(stream)
+        if queue.capture is not None and queue.capture.body:
+            queue.capture.spoiled = True
+            return -CAPTURE_UNSUPPORTED
         staged = ctypes.string_at(source, nbytes)  # before the call returns, as CUDA does with pageable memory
         captured = queue.capture is not None  # a node of a graph reads the host's memory at each launch
 
@@ -186,7 +189,7 @@ class Gpu:
         outer, inner = self._own(stream), self._own(body)
         if outer.capture is None or inner.capture is not None:
             return -ILLEGAL_STATE
-        inner.capture = Capture()
+        inner.capture = Capture(body=True)
         outer.capture.nodes.append(loop(inner.capture.nodes, state + self.stop_offset))
         self._bodies[len(self._bodies) + 1] = (inner, inner.capture.nodes)
         self.log.append(("loop_open", outer.handle, inner.handle))

@@ -31,6 +31,8 @@ class Capture:
 
     nodes: list[Work] = field(default_factory=list)
     spoiled: bool = False
+    body: bool = False
+    """Of a loop: no copies from the host's pageable memory there."""
 
 
 class Queue:

@@ -1,6 +1,7 @@
 #include <cuda_runtime.h>
 
 #include "ncg/cuda/graph/loop.h"
+#include "ncg/cuda/platform.cuh"
 
 #if CUDART_VERSION >= 12040
 
@@ -56,8 +57,7 @@ cudaError_t open_loop(cudaStream_t stream, cudaStream_t body, const ncg::CgState
   cudaGraphConditionalHandle condition = 0;
   error = cudaGraphConditionalHandleCreate(&condition, capture.graph, 0, cudaGraphCondAssignDefault);
   if (error != cudaSuccess) return error;
-  repeat_unless_stopped<<<1, 1, 0, stream>>>(condition, state);  // there may be nothing to do
-  error = cudaGetLastError();
+  error = NCG_LAUNCH(repeat_unless_stopped, 1, 1, stream, condition, state);  // there may be nothing to do
   if (error != cudaSuccess) return error;
   cudaGraphNodeParams loop = {};
   loop.type = cudaGraphNodeTypeConditional;
@@ -82,8 +82,8 @@ const char* ncg_cuda_loop_open(void* stream, void* body, ncg::CgState* state, st
 
 const char* ncg_cuda_loop_close(void* body, ncg::CgState* state, std::uint64_t handle) {
   const auto stream = static_cast<cudaStream_t>(body);
-  repeat_unless_stopped<<<1, 1, 0, stream>>>(static_cast<cudaGraphConditionalHandle>(handle), state);
-  const cudaError_t launched = cudaGetLastError();
+  const cudaError_t launched =
+      NCG_LAUNCH(repeat_unless_stopped, 1, 1, stream, static_cast<cudaGraphConditionalHandle>(handle), state);
   cudaGraph_t graph = nullptr;
   const cudaError_t ended = cudaStreamEndCapture(stream, &graph);  // in any case: the stream must not stay capturing
   const cudaError_t error = launched != cudaSuccess ? launched : ended;

@@ -10,5 +10,4 @@
   emulator::queue_launch((blocks), (threads), (stream), [](const auto&... given) { kernel(given...); }, __VA_ARGS__)
 
 #define cudaMemcpyAsync(to, from, bytes, kind, stream) emulator::queue_copy((to), (from), (bytes), (stream))
-#define cudaGetLastError() emulator::last_error()
 #define cudaGetErrorString(error) emulator::error_text(error)

@@ -23,7 +23,7 @@
   static const char name##_site = 0;  \
   type* const name = static_cast<type*>(emulator::shared(&name##_site, sizeof(type) * (count)))
 #define NCG_LAUNCH(kernel, blocks, threads, stream, ...) \
-  emulator::launch((blocks), (threads), [&] { kernel(__VA_ARGS__); })
+  (emulator::launch((blocks), (threads), [&] { kernel(__VA_ARGS__); }), cudaSuccess)
 
 inline void __syncthreads() { emulator::barrier(); }
 inline void __threadfence() { emulator::fence(); }
@@ -49,7 +49,6 @@ using cudaStream_t = void*;
 using cudaError_t = int;
 constexpr int cudaSuccess = 0;
 constexpr int cudaMemcpyHostToDevice = 1;
-inline cudaError_t cudaGetLastError() { return 0; }
 inline const char* cudaGetErrorString(cudaError_t) { return "error"; }
 inline cudaError_t cudaGetDeviceCount(int* count) {
   *count = 1;

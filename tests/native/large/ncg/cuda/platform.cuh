@@ -10,4 +10,4 @@
 #define blockIdx (some_blocks::block())
 #define gridDim (emulator::Index{some_blocks::grid})
 #define NCG_LAUNCH(kernel, blocks, threads, stream, ...) \
-  some_blocks::launch((blocks), (threads), [&] { kernel(__VA_ARGS__); })
+  (some_blocks::launch((blocks), (threads), [&] { kernel(__VA_ARGS__); }), cudaSuccess)
