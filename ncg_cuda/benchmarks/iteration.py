@@ -48,7 +48,7 @@ class Result:
     note: str = ""
     failed: str = ""
     left_out: str = ""
-    """Why it was not tried."""
+    """Why it has no time though it did not fail."""
 
 
 @dataclass
@@ -203,7 +203,7 @@ def _evaluate(measured: Measured, n: int) -> None:
             continue
         found = spread([value for value in seconds[result.contender] if value > 0])
         if found is None:
-            result.failed = "shorter than the clock can tell"
+            result.left_out = "shorter than the clock can tell"
             continue
         result.seconds = found
         result.gb_per_s = result.bytes / found.median / 1e9

@@ -170,3 +170,20 @@ def test_nothing_in_the_picture_is_cut_off_or_overlaps(count: int, times: tuple[
         assert inside(box), name
         for other, second in parts.items():
             assert name == other or not box.overlaps(second), (name, other)
+
+
+def test_a_time_that_the_clock_cannot_tell_is_no_failure(device: Cpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(iteration.SolveClock, "__call__", lambda self: -1e-9)
+    monkeypatch.setattr(iteration.SolveClock, "best", lambda self: -1e-9)
+    size = sizes.Size("640", 640)
+    measured = iteration.measure(device, size, select("none", device), 1)
+    assert {r.left_out for r in measured.results} == {"shorter than the clock can tell"}
+    assert not any(r.failed or r.seconds for r in measured.results)
+    assert not AtSize(size, iteration=measured).measured()
+
+
+def test_the_iteration_is_compared_with_copies_of_its_own(device: Cpu) -> None:
+    measured = iteration.measure(device, sizes.Size("20000", 20_000), select("none", device), 3)
+    assert set(measured.rounds.beside) == {r.contender for r in measured.results}
+    assert measured.copy_seconds is not None
+    assert measured.copy_seconds.count == 3 * len(measured.results)
