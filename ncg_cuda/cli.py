@@ -143,7 +143,8 @@ def _add_bench(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
             "milliseconds, GB/s by counted bytes, percent of a copy and of a plain stream of the same shape, measured "
             "in the same repetitions. Other libraries run beside it where they are installed; one that fails is "
             "reported with its reason. Prints a report with the targets, and writes kernels.json, kernels.txt and "
-            "kernels.png. Exit code: 0; 1 if one of our own kernels failed; 2 if it cannot run as given."
+            "kernels.png, after every part what is measured so far. Says beforehand how much memory and time it needs. "
+            "Exit code: 0; 1 if one of our own kernels failed or nothing was measured; 2 if it cannot run as given."
         ),
         epilog="Example: ncg-cuda bench kernels --sizes 1e6,25.6e6 --peers numpy,torch --out out/kernels",
     )
@@ -163,8 +164,8 @@ def _add_bench(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--peers",
         default="all",
         metavar="LIST",
-        help="libraries beside ours, comma-separated, of: ours-tf, numpy, scipy, tensorflow, jax, torch, and on a GPU "
-        "cupy, cupyx; all; none (all)",
+        help="what to compare with, comma-separated, of: ours (always there), ours-tf, numpy, scipy, cupy, cupyx, "
+        "tensorflow, jax, torch; all, none (all; numpy and scipy run on the CPU, cupy and cupyx on a GPU)",
     )
     command.add_argument(
         "--repeats", type=_positive_int, metavar="N", help="repetitions, of which the median counts (15)"
@@ -180,10 +181,16 @@ def _add_bench(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="give a contender up whose preparation (compilation) takes longer; 0: never (120)",
     )
     command.add_argument(
-        "--time-limit", type=_seconds, default=0.0, metavar="S", help="begin no further part after S seconds (no limit)"
+        "--time-limit",
+        type=_seconds,
+        metavar="S",
+        help="begin no further part after S seconds; 0: no limit (none; 60 with --quick)",
     )
     command.add_argument(
-        "--quick", action="store_true", help="small sizes and few repetitions: a trial of seconds, not a measurement"
+        "--quick",
+        action="store_true",
+        help="a trial of about a minute, not a measurement: small sizes, 3 repetitions, and without "
+        "contenders that compile for long, unless --peers names their library",
     )
     command.add_argument(
         "--out",
@@ -255,7 +262,8 @@ def _bench_kernels(options: argparse.Namespace) -> int:
             repeats=options.repeats or (3 if options.quick else 15),
             threads=options.threads,
             peer_seconds=options.peer_seconds,
-            time_limit=options.time_limit,
+            time_limit=(60.0 if options.quick else 0.0) if options.time_limit is None else options.time_limit,
+            quick=options.quick,
             quiet=options.quiet,
         )
     )

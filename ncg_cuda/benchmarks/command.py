@@ -14,11 +14,12 @@ from typing import Any
 from ..catalog import Operation
 from ..compare.errors import UsageError
 from ..compare.records import check_writable
-from . import devices, iteration, operations, overhead, peers, sizes, targets
+from . import devices, iteration, memory, operations, overhead, peers, sizes, targets
+from .forecast import Forecast, announcement
 from .measure import reason
 from .plot import plot
 from .progress import Progress
-from .records import PICTURE_NAME, AtSize, Results
+from .records import PICTURE_NAME, TEXT_NAME, AtSize, Results
 from .report import report
 
 
@@ -36,17 +37,20 @@ class Plan:
     peer_seconds: float = 120.0
     time_limit: float = 0.0
     """Seconds after which no further part is begun; 0: no limit."""
+    quick: bool = False
+    """Leave out what compiles for long, unless ``peers`` names its library."""
     quiet: bool = False
 
     def as_json(self) -> dict[str, Any]:
-        return {**vars(self), "out": str(self.out)}
+        """What the figures depend on."""
+        return {name: value for name, value in vars(self).items() if name not in ("out", "quiet")}
 
 
 def run(plan: Plan) -> int:
     """Run the plan, print its report, write its files.
 
-    Returns 0; 1 where an operation or one of our contenders failed (a peer's failure is reported, no more); 130 after
-    Ctrl-C, with what was finished by then written and printed.
+    Returns 0; 1 where an operation or one of our contenders failed (a peer's failure is reported, no more) or nothing
+    was measured; 130 after Ctrl-C, with what was finished by then written and printed.
 
     Raises:
         UsageError: before any measurement, if the plan cannot be carried out.
@@ -60,9 +64,15 @@ def run(plan: Plan) -> int:
     with _processors(plan.threads):
         device = devices.choose(plan.device, plan.threads)
         contenders = peers.select(plan.peers, device)
+        _check_memory(device, chosen, rows, contenders)
         check_writable(plan.out)
+        if not plan.quiet:
+            forecast = Forecast(device, plan.repeats, plan.quick and plan.peers == "all")
+            print(announcement(forecast, device, chosen, rows, contenders), file=sys.stderr)
+            print(f"After every part, what is measured so far is written to {plan.out}.", file=sys.stderr, flush=True)
         results = Results(plan.out, plan.as_json(), f"{device.name}: {device.describe()}", device.on_gpu)
-        (plan.out / PICTURE_NAME).unlink(missing_ok=True)
+        for name in (PICTURE_NAME, TEXT_NAME):  # of an earlier run
+            (plan.out / name).unlink(missing_ok=True)
         results.write("running")
         status = "interrupted"
         try:
@@ -79,7 +89,26 @@ def run(plan: Plan) -> int:
     print(f"\nRecords, report and picture: {plan.out}")
     if status != "complete":
         return 130
+    if not any(at.measured() for at in results.sizes):
+        print("nothing was measured: the notes in the report say why", file=sys.stderr)
+        return 1
     return 1 if _ours_failed(results) else 0
+
+
+def _check_memory(
+    device: devices.Device, chosen: list[sizes.Size], rows: list[Operation], contenders: list[peers.Peer]
+) -> None:
+    """Raise a UsageError where no part of any size fits into the free memory."""
+    free = device.free_bytes()
+    able = [peer for peer in contenders if not peer.why_not(device)]
+    said = []
+    for size in chosen:
+        needs = [memory.operations_bytes(size, rows), memory.iteration_bytes(size, device.on_gpu, able)]
+        least = min((need for need in needs if need), default=0)
+        if least <= free:
+            return
+        said.append(f"{size.label} {memory.lacking(least, free)}")
+    raise UsageError(f"--sizes: {'; '.join(said)}. Give smaller sizes")
 
 
 def _measure(
@@ -108,7 +137,9 @@ def _measure(
                 with Progress(f"{size.label}: {part}", quiet=plan.quiet) as progress:
                     try:
                         if part == "operations":
-                            at.operations = operations.measure(device, size, rows, plan.repeats, progress.step)
+                            at.operations = operations.measure(
+                                device, size, rows, plan.repeats, step=progress.step, phase=progress.phase
+                            )
                         else:
                             at.iteration = iteration.measure(
                                 device,
@@ -116,12 +147,15 @@ def _measure(
                                 contenders,
                                 plan.repeats,
                                 peer_seconds=plan.peer_seconds,
+                                quick=plan.quick and plan.peers == "all",
                                 step=progress.step,
+                                phase=progress.phase,
                             )
                     except Exception as error:  # no memory for this size, say; the other sizes go on
                         at.notes.append(f"the {part} could not be measured: {reason(error)}")
                 results.verdicts = targets.judge(results.sizes, device.on_gpu)
                 results.write("running")
+                results.write_report(report(results))
     finally:
         ops.set_num_threads(before)
 

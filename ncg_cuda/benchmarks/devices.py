@@ -43,6 +43,11 @@ class Device:
         """Memory that can be had now."""
         raise NotImplementedError
 
+    @property
+    def flushed_bytes(self) -> int:
+        """That :meth:`flush` moves."""
+        raise NotImplementedError
+
     def flush(self) -> None:
         """Push everything else out of the caches."""
         raise NotImplementedError
@@ -140,6 +145,10 @@ class Cpu(Device):
             pass
         return 4 << 30
 
+    @property
+    def flushed_bytes(self) -> int:
+        return int(self._flush.nbytes)
+
     def flush(self) -> None:
         address, size = self._flush.ctypes.data, self._flush.size
         _core.stream(
@@ -187,6 +196,10 @@ class Gpu(Device):
         pool = self.xp.get_default_memory_pool()
         pool.free_all_blocks()
         return int(self.xp.cuda.runtime.memGetInfo()[0])
+
+    @property
+    def flushed_bytes(self) -> int:
+        return 2 * int(self._flush.nbytes)
 
     def flush(self) -> None:
         self._flush += np.float32(1.0)

@@ -12,12 +12,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .. import ops
-from . import yardsticks
+from . import memory, yardsticks
 from .devices import Device, SolveClock
-from .measure import Rounds, Spread, interleave, ratio, reason, spread
+from .measure import Rounds, Spread, interleave, ratio, reason, spread, unsteady
 from .peers import Contender, Peer
-from .problem import LARGEST_ERROR, Problem, bytes_needed
-from .sizes import Size
+from .peers.compile_times import QUICK_LIMIT, compile_seconds
+from .problem import LARGEST_ERROR, Problem
+from .sizes import Size, iterations_for
 
 VECTORS = ops.VECTORS_MOVED["damped_curvature"] + ops.VECTORS_MOVED["cg_update"]
 """Vectors that an iteration must move: what the fused passes move. Bytes are counted so for everyone."""
@@ -46,6 +47,8 @@ class Result:
     """Of its solution, relative."""
     note: str = ""
     failed: str = ""
+    left_out: str = ""
+    """Why it has no time though it did not fail."""
 
 
 @dataclass
@@ -60,19 +63,12 @@ class Measured:
     rounds: Rounds = field(default_factory=Rounds)
     iterations: int = 0
 
-
-def iterations_for(size: Size, on_gpu: bool) -> int:
-    """How many iterations are timed at a size: more where one is short, fewer where products fill the memory, or where
-    graphs of hundreds of tensors take long to build.
-    """
-    n = size.n
-    if size.tensors > 1 and not on_gpu:
-        return 4
-    if n <= 2_000_000:
-        return 12
-    if on_gpu:
-        return 12 if n <= 50_000_000 else 6
-    return 4 if n <= 50_000_000 else 2
+    def warnings(self) -> list[str]:
+        """Rows that something disturbed."""
+        rows = [(r.contender, r.seconds.median, r.best_seconds) for r in self.results if r.seconds is not None]
+        if self.copy_seconds is not None:
+            rows.insert(0, ("copy", self.copy_seconds.median, self.copy_seconds.smallest))
+        return unsteady(rows)
 
 
 def measure(
@@ -82,18 +78,27 @@ def measure(
     repeats: int,
     *,
     peer_seconds: float = 120.0,
+    quick: bool = False,
     step: Callable[[str], Any] = lambda name: None,
+    phase: Callable[[str], Any] = lambda text: None,
 ) -> Measured:
-    """Measure the iteration at one size by every peer. A contender that cannot run has its reason in its result."""
+    """Measure the iteration at one size by every peer. A contender that cannot run has its reason in its result.
+
+    With ``quick``, contenders that compile for long are left out; their results say so. ``phase`` is told before
+    anything that takes long and cannot report its progress.
+
+    Raises:
+        MemoryError: the size does not fit into the free memory; nothing was allocated.
+    """
     measured = Measured(iterations=iterations_for(size, device.on_gpu))
     if not peers:
         return measured
-    need, free = bytes_needed(size.n, measured.iterations), device.free_bytes()
-    if need > free:
-        raise MemoryError(f"needs about {need / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free")
+    able = [peer for peer in peers if not peer.why_not(device)]
+    memory.require(memory.iteration_bytes(size, device.on_gpu, able), device.free_bytes())
+    phase("preparing the right-hand side and its products")
     problem = Problem(device, size, measured.iterations)
     clocks: dict[str, Callable[[], float]] = {}
-    measured.copy, clocks["copy"] = yardsticks.copy_clock(device, [[problem.scratch[0], problem.scratch[1]]])
+    measured.copy, copy = yardsticks.copy_clock(device, [[problem.scratch[0], problem.scratch[1]]])
     counted = 4 * size.n * VECTORS
     for peer in peers:
         why = peer.why_not(device)
@@ -106,10 +111,19 @@ def measure(
             step(contender.name)
             result = Result(contender.name, peer.name, size.label, size.n, size.tensors, counted, note=contender.note)
             measured.results.append(result)
+            compiles = compile_seconds(contender.name, size.tensors)
+            if quick and compiles > QUICK_LIMIT:
+                result.left_out = (
+                    f"left out by --quick: it compiles for about {compiles:.0f} s (--peers {peer.name} runs it)"
+                )
+                continue
+            if compiles >= 1:
+                phase(f"compiling {contender.name}, about {compiles:.0f} s")
             prepared = _prepare(problem, contender, result, peer_seconds)
             if prepared is not None:
                 clocks[contender.name] = prepared
-    measured.rounds = interleave(clocks, repeats, step=step)
+    phase(f"measuring {len(clocks)} contenders {repeats} times")
+    measured.rounds = interleave(clocks, repeats, beside=copy, step=step)
     for result in measured.results:
         clock = clocks.get(result.contender)
         if isinstance(clock, SolveClock) and not measured.rounds.failed.get(result.contender):
@@ -181,23 +195,19 @@ def time_limit(seconds: float) -> Iterator[None]:
 
 def _evaluate(measured: Measured, n: int) -> None:
     seconds = measured.rounds.seconds
-    measured.copy_seconds = spread(seconds["copy"])
+    measured.copy_seconds = measured.rounds.all_beside()
     timed: list[tuple[float, Result]] = []
     for result in measured.results:
         result.failed = result.failed or measured.rounds.failed.get(result.contender, "")
-        if result.failed or result.contender not in seconds:
+        if result.failed or result.left_out or result.contender not in seconds:
             continue
         found = spread([value for value in seconds[result.contender] if value > 0])
         if found is None:
-            result.failed = "shorter than the clock can tell"
+            result.left_out = "shorter than the clock can tell"
             continue
         result.seconds = found
         result.gb_per_s = result.bytes / found.median / 1e9
-        share = 100.0 * result.bytes / (8 * n)
-        copied = ratio(seconds["copy"], seconds[result.contender])
-        if copied is not None:
-            scaled = {name: value * share for name, value in vars(copied).items() if name != "count"}
-            result.percent_of_copy = Spread(**scaled, count=copied.count)
+        result.percent_of_copy = measured.rounds.percent(result.contender, result.bytes / (8 * n))
         timed.append((found.median, result))
     ours = [(value, result.contender) for value, result in timed if result.peer == "ours"]
     if not ours:

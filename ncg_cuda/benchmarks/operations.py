@@ -13,14 +13,15 @@ from .. import ops
 from ..catalog import OPERATIONS, Operation
 from ..compare.errors import unknown
 from ..layout import Layout
-from . import yardsticks
+from . import memory, yardsticks
 from .devices import Device
-from .measure import Rounds, Spread, interleave, ratio, reason, spread
+from .measure import Rounds, Spread, interleave, ratio, reason, spread, unsteady
 from .sizes import Size
 
 CG_PASSES = ("damped_curvature", "cg_update")
 _SLICE = 1 << 20
-_VERIFY_ALL_BELOW = 5 * 10**7  # beyond, only the passes of CG are compared with the reference: it takes minutes
+VERIFY_ALL_BELOW = 5 * 10**7
+"""From this size on, only the passes of CG are compared with the reference: it takes minutes."""
 TOLERANCE = 1e-4
 """Of a verification: relative, for sums of positive float32 numbers."""
 
@@ -62,6 +63,11 @@ class Measured:
     copy_seconds: Spread | None = None
     rounds: Rounds = field(default_factory=Rounds)
 
+    def warnings(self) -> list[str]:
+        """Rows that something disturbed."""
+        rows = [("copy", self.copy_seconds), *((_name(r), r.seconds) for r in self.results)]
+        return unsteady((name, s.median, s.smallest) for name, s in rows if s is not None)
+
 
 def select(names: str) -> list[Operation]:
     """The rows of the catalog that a comma-separated list names; ``all`` or ``none``.
@@ -85,14 +91,25 @@ def select(names: str) -> list[Operation]:
 
 
 def measure(
-    device: Device, size: Size, rows: Sequence[Operation], repeats: int, step: Callable[[str], Any] = lambda name: None
+    device: Device,
+    size: Size,
+    rows: Sequence[Operation],
+    repeats: int,
+    *,
+    step: Callable[[str], Any] = lambda name: None,
+    phase: Callable[[str], Any] = lambda text: None,
 ) -> Measured:
-    """Measure the operations at one size. One that fails has its reason in its result."""
+    """Measure the operations at one size. One that fails has its reason in its result.
+
+    Raises:
+        MemoryError: the size does not fit into the free memory; nothing was allocated.
+    """
     measured = Measured()
     if not rows:
         return measured
-    most = max(row.vectors for row in rows)
-    most = max(most, 2)
+    memory.require(memory.operations_bytes(size, rows), device.free_bytes())
+    phase("drawing the operands")
+    most = memory.most_vectors(rows)
     sets = [
         [device.random(size.n, seed=100 * s + k, low=0.5, high=1.5) for k in range(most)]
         for s in range(device.copies(most, size.n))
@@ -101,9 +118,11 @@ def measure(
         for vectors in sets:
             for vector in vectors:
                 clear_padding(size.layout, vector)
+    phase("choosing the yardsticks, comparing with the reference")
     clocks: dict[str, Callable[[], float]] = {}
     streams: dict[tuple[int, int, int], str] = {}
-    measured.copy, clocks["copy"] = yardsticks.copy_clock(device, sets)
+    tries = yardsticks.tries(repeats)
+    measured.copy, copy = yardsticks.copy_clock(device, sets, tries)
     for row in rows:
         reads, writes = row.traffic
         shape = row.stream
@@ -116,7 +135,7 @@ def measure(
         try:
             if shape not in streams:
                 streams[shape], clocks[f"stream {shape}"] = yardsticks.stream_clock(
-                    device, [s[: shape[2]] for s in sets], reads, writes
+                    device, [s[: shape[2]] for s in sets], reads, writes, tries
                 )
         except Exception as error:
             streams[shape] = ""
@@ -126,7 +145,7 @@ def measure(
             measured.results.append(result)
             try:
                 calls = _calls(device, size, row, sets, result)
-                if size.n <= _VERIFY_ALL_BELOW or row.name in CG_PASSES:
+                if size.n <= VERIFY_ALL_BELOW or row.name in CG_PASSES:
                     result.error = _verify(device, row, sets[0][: row.vectors], calls[0])
                     if not result.error < TOLERANCE:
                         raise ArithmeticError(f"differs from the reference by {result.error:.1e}")
@@ -135,7 +154,8 @@ def measure(
             except Exception as error:
                 result.failed = reason(error)
             step(str(row))
-    measured.rounds = interleave(clocks, repeats, step=step)
+    phase(f"measuring {len(clocks)} operations and yardsticks {repeats} times")
+    measured.rounds = interleave(clocks, repeats, beside=copy, step=step)
     _evaluate(measured, size.n)
     return measured
 
@@ -150,6 +170,10 @@ def clear_padding(layout: Layout, vector: Any) -> None:
 
 def _key(result: Result) -> str:
     return f"{result.operation} on {result.tensors}"
+
+
+def _name(result: Result) -> str:
+    return result.operation if result.tensors == 1 else f"{result.operation}, {result.tensors} tensors"
 
 
 def _takes_workspace(row: Operation) -> bool:
@@ -218,7 +242,7 @@ def _host(array: Any) -> Any:
 
 def _evaluate(measured: Measured, n: int) -> None:
     seconds = measured.rounds.seconds
-    measured.copy_seconds = spread(seconds["copy"])
+    measured.copy_seconds = measured.rounds.all_beside()
     for result in measured.results:
         key = _key(result)
         result.failed = result.failed or measured.rounds.failed.get(key, "")
@@ -229,23 +253,15 @@ def _evaluate(measured: Measured, n: int) -> None:
             continue
         result.gb_per_s = result.bytes / result.seconds.median / 1e9
         # rates, so that the bytes of both count
-        share = 100.0 * result.bytes / (8 * n)
-        copied = ratio(seconds["copy"], seconds[key])
-        result.percent_of_copy = _scaled(copied, share)
+        result.percent_of_copy = measured.rounds.percent(key, result.bytes / (8 * n))
         name = f"stream {_shape_of(result)}"
         if name in seconds:
             result.yardstick_seconds = spread(seconds[name])
-            result.percent_of_yardstick = _scaled(ratio(seconds[name], seconds[key]), 100.0)
+            found = ratio(seconds[name], seconds[key])
+            result.percent_of_yardstick = None if found is None else found.scaled(100.0)
         if result.tensors > 1:
             result.versus_flat = ratio(seconds[key], seconds[f"{result.operation} on 1"])
 
 
 def _shape_of(result: Result) -> tuple[int, int, int]:
     return next(row.stream for row in OPERATIONS if str(row) == result.operation)
-
-
-def _scaled(values: Spread | None, factor: float) -> Spread | None:
-    if values is None:
-        return None
-    scaled = {name: value * factor for name, value in vars(values).items() if name != "count"}
-    return Spread(**scaled, count=values.count)

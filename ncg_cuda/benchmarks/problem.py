@@ -115,9 +115,3 @@ class Problem:
         if hasattr(array, "detach"):  # torch
             return array.detach().cpu().numpy()
         return np.asarray(array)
-
-
-def bytes_needed(n: int, iterations: int) -> int:
-    """A guess of the memory of a problem and its contenders."""
-    vectors = 2 * (1 + iterations) + 2 + 3 + 6  # products twice, b and diagonal, scratch, a contender's own
-    return 4 * n * vectors

@@ -1,4 +1,4 @@
-"""Progress on standard error: a bar on a terminal, a line per part where output goes to a file."""
+"""Progress on standard error: a bar on a terminal, a line per part and phase where output goes to a file."""
 
 from __future__ import annotations
 
@@ -33,6 +33,13 @@ class Progress:
             self._bar.close()
         if not self._quiet:
             print(f"{self._label}: {time.monotonic() - self._start:.0f} s", file=sys.stderr, flush=True)
+
+    def phase(self, text: str) -> None:
+        """Something begins that may take long and cannot report how far it is, such as a compilation."""
+        if self._bar is not None:
+            self._bar.set_postfix_str(text, refresh=True)  # nothing refreshes the bar until it is over
+        elif not self._quiet:
+            print(f"{self._label}: {text} ...", file=sys.stderr, flush=True)
 
     def step(self, name: str) -> None:
         """Something was measured or prepared."""

@@ -1,8 +1,9 @@
 """What a run has found so far, and its files.
 
 ``kernels.json``
-    ``status`` (running, interrupted or complete), the command, the environment, and per size its operations, iteration
-    and notes; microseconds per call; targets.
+    ``status`` (running, interrupted or complete), the command, the environment, and per size its operations, iteration,
+    notes and warnings; microseconds per call; targets. Written anew, in one step, after every part, as the report is:
+    a run that is killed leaves what it had measured, as ``running``.
 ``kernels.txt``
     The report as it was printed.
 ``kernels.png``
@@ -35,12 +36,26 @@ class AtSize:
     notes: list[str] = field(default_factory=list)
     """What was left out, and why."""
 
+    def warnings(self) -> list[str]:
+        """Rows that something disturbed."""
+        return [text for found in (self.operations, self.iteration) if found is not None for text in found.warnings()]
+
+    def measured(self) -> bool:
+        """Whether anything has a time."""
+        return any(
+            result.seconds is not None
+            for found in (self.operations, self.iteration)
+            if found is not None
+            for result in found.results
+        )
+
     def as_json(self) -> dict[str, Any]:
         record: dict[str, Any] = {
             "size": self.size.label,
             "n": self.size.n,
             "tensors": self.size.tensors,
             "notes": self.notes,
+            "warnings": self.warnings(),
         }
         for name, found in (("operations", self.operations), ("iteration", self.iteration)):
             if found is None:

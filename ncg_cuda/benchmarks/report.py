@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 
 from . import iteration, operations
@@ -12,7 +13,8 @@ from .records import AtSize, Results
 _OPERATIONS_LEGEND = """\
 Operations run on cold operands. GB/s count the vectors that an operation reads and writes; a copy counts 2. The
 yardstick of an operation is a plain stream of its shape (so many reads, so many writes), the fastest of several ways to
-write it. Percentages are of rates, formed within a repetition: median [quartiles]. 'best' is the shortest time."""
+write it. Percentages are of rates: of a yardstick formed within a repetition, of a copy with one made right before each
+time; medians [quartiles]. 'best' is the shortest time."""
 
 
 def table(rows: Sequence[Sequence[str]], left: int = 1) -> str:
@@ -57,6 +59,9 @@ def _size(at: AtSize) -> list[str]:
         blocks.append(_operations(at.operations, at.size.n))
     if at.iteration is not None and at.iteration.results:
         blocks.append(_iteration(at.iteration, at.size.n))
+    warnings = at.warnings()
+    if warnings:
+        blocks.append("\n".join(textwrap.fill(f"Warning: {warning}.", 120) for warning in warnings))
     if at.notes:
         blocks.append("\n".join(f"Note: {note}." for note in at.notes))
     return blocks
@@ -117,7 +122,7 @@ def _iteration(measured: iteration.Measured, n: int) -> str:
         rows.append(("copy", *times, "100", "-", "-", "-", measured.copy))
     for r in measured.results:
         if r.failed or r.seconds is None:
-            rows.append((r.contender, *["-"] * 7, f"failed: {r.failed}"))
+            rows.append((r.contender, *["-"] * 7, r.left_out or f"failed: {r.failed}"))
             continue
         rows.append(
             (

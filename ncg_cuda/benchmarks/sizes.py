@@ -84,3 +84,17 @@ def parse(text: str) -> list[Size]:
             )
         sizes.append(Size(part, int(value)))
     return list({size.label: size for size in sizes}.values())
+
+
+def iterations_for(size: Size, on_gpu: bool) -> int:
+    """How many iterations are timed at a size: more where one is short, fewer where products fill the memory, or where
+    graphs of hundreds of tensors take long to build.
+    """
+    n = size.n
+    if size.tensors > 1 and not on_gpu:
+        return 4
+    if n <= 2_000_000:
+        return 12
+    if on_gpu:
+        return 12 if n <= 50_000_000 else 6
+    return 4 if n <= 50_000_000 else 2

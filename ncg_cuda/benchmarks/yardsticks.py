@@ -16,7 +16,7 @@ import numpy as np
 from .. import _core
 from ..arrays import operand
 from .devices import Device
-from .measure import reason
+from .measure import interleave, reason
 
 Call = Callable[[], Any]
 
@@ -95,31 +95,42 @@ def copy(source: Any, target: Any, *, variant: int = 0, threads: int = 1) -> Cal
     return lambda: _core.copy(a.address, b.address, a.size, variant=variant, threads=threads)
 
 
+def tries(repeats: int) -> int:
+    """Times by which the fastest variant is chosen, in a run of so many repetitions."""
+    return min(5, max(1, repeats // 3))
+
+
 def fastest(
     device: Device, candidates: Mapping[str, Callable[[], list[Call]]], tries: int = 5
 ) -> tuple[str, Callable[[], float]]:
     """The variant with the shortest of a few times, and its clock; variants that the device refuses drop out.
 
+    They take turns, so that a busy moment of the machine does not decide.
+
     Raises:
         RuntimeError: every variant failed.
     """
-    best: tuple[float, str, Callable[[], float]] | None = None
-    failures = []
+    clocks: dict[str, Callable[[], float]] = {}
+    failures = {}
     for name, build in candidates.items():
         try:
-            clock = device.clock(build())
-            seconds = min(clock() for _ in range(tries))
+            clocks[name] = device.clock(build())
         except Exception as error:
-            failures.append(f"{name}: {reason(error)}")
-            continue
-        if best is None or seconds < best[0]:
-            best = (seconds, name, clock)
-    if best is None:
-        raise RuntimeError(f"no variant of the yardstick runs: {'; '.join(failures)}")
-    return best[1], best[2]
+            failures[name] = reason(error)
+    rounds = interleave(clocks, tries)
+    failures |= rounds.failed
+    best = {name: min(values) for name, values in rounds.seconds.items() if name not in rounds.failed}
+    if not best:
+        raise RuntimeError(
+            f"no variant of the yardstick runs: {'; '.join(f'{name}: {why}' for name, why in failures.items())}"
+        )
+    chosen = min(best, key=lambda name: best[name])
+    return chosen, clocks[chosen]
 
 
-def stream_clock(device: Device, sets: Sequence[Sequence[Any]], reads: int, writes: int) -> tuple[str, Any]:
+def stream_clock(
+    device: Device, sets: Sequence[Sequence[Any]], reads: int, writes: int, tries: int = 5
+) -> tuple[str, Any]:
     """The fastest stream of a shape over the vectors of ``sets``, which take turns: variant and clock."""
     count = len(sets[0])
     names = GPU_VARIANTS if device.on_gpu else CPU_VARIANTS
@@ -127,10 +138,10 @@ def stream_clock(device: Device, sets: Sequence[Sequence[Any]], reads: int, writ
         names = names[:-1]  # nothing is stored that was not loaded
 
     candidates = {name: partial(_streams, sets, reads, writes, i, device.threads) for i, name in enumerate(names)}
-    return fastest(device, candidates)
+    return fastest(device, candidates, tries)
 
 
-def copy_clock(device: Device, sets: Sequence[Sequence[Any]]) -> tuple[str, Any]:
+def copy_clock(device: Device, sets: Sequence[Sequence[Any]], tries: int = 5) -> tuple[str, Any]:
     """The fastest copy of the first vector of each set to its second: variant and clock."""
     candidates: dict[str, Callable[[], list[Call]]]
     if device.on_gpu:
@@ -139,7 +150,7 @@ def copy_clock(device: Device, sets: Sequence[Sequence[Any]]) -> tuple[str, Any]
             candidates[name] = partial(_streams, [s[:2] for s in sets], 1, 1, i, 1)
     else:
         candidates = {name: partial(_copies, sets, i, device.threads) for i, name in enumerate(CPU_COPIES)}
-    return fastest(device, candidates)
+    return fastest(device, candidates, tries)
 
 
 def _streams(sets: Sequence[Sequence[Any]], reads: int, writes: int, variant: int, threads: int) -> list[Call]:

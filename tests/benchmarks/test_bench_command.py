@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ncg_cuda.benchmarks import command, devices, iteration
+from ncg_cuda.benchmarks import command, devices, memory, peers
 from ncg_cuda.cli import main
 
 Capture = pytest.CaptureFixture[str]
@@ -85,16 +88,101 @@ def test_parts_can_be_left_out(tmp_path: Path, capsys: Capture) -> None:
 
 def test_a_time_limit_leaves_the_rest_out(tmp_path: Path, capsys: Capture) -> None:
     arguments = ["--sizes", "500", "--time-limit", "1e-9", "--quiet", "--out", str(tmp_path)]
-    assert main([*TINY, *arguments]) == 0
-    assert "Note: the operations were not measured: --time-limit 1e-09 s is over." in capsys.readouterr().out
+    assert main([*TINY, *arguments]) == 1
+    printed = capsys.readouterr()
+    assert "Note: the operations were not measured: --time-limit 1e-09 s is over." in printed.out
+    assert printed.err == "nothing was measured: the notes in the report say why\n"
     assert not (tmp_path / "kernels.png").exists()
 
 
 def test_no_memory_for_a_size_is_a_note(tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(iteration, "bytes_needed", lambda n, iterations: 10**18)
-    arguments = ["--sizes", "500", "--operations", "none", "--quiet", "--out", str(tmp_path)]
+    monkeypatch.setattr(memory, "iteration_bytes", lambda *arguments: 10**18)
+    arguments = ["--sizes", "500", "--operations", "dots", "--out", str(tmp_path)]
     assert main([*TINY, *arguments]) == 0
-    assert "could not be measured: MemoryError: needs about 1000000000.0 GB" in capsys.readouterr().out
+    printed = capsys.readouterr()
+    assert "500: about 1,000,000,000 GB; does not fit, left out: iteration" in printed.err
+    said = "could not be measured: MemoryError: needs about 1,000,000,000 GB of memory, and "
+    assert said in printed.out
+    assert re.search(r"and [\d.,]+ GB are free", printed.out)
+
+
+def test_sizes_that_do_not_fit_are_refused_before_anything_is_written(tmp_path: Path, capsys: Capture) -> None:
+    out = tmp_path / "out"
+    assert main([*TINY, "--sizes", "1e12,9e11", "--peers", "none", "--out", str(out)]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert re.search(r"--sizes: 1e12 needs about \d\d,\d{3} GB of memory, and [\d.,]+ GB are free; 9e11 needs", said)
+    assert not out.exists()
+
+
+def test_a_run_says_beforehand_what_it_needs(tmp_path: Path, capsys: Capture) -> None:
+    arguments = ["--sizes", "2000,1e12", "--operations", "dots", "--peers", "numpy", "--out", str(tmp_path)]
+    assert main([*TINY, *arguments]) == 0  # one of two sizes was measured
+    err = capsys.readouterr().err
+    beforehand = err[: err.index("calls ...")]
+    assert re.search(r"[\d.,]+ GB of memory are free\. Forecast", beforehand)
+    assert re.search(r"  2000: about 1 MB, \d+ s\n  1e12: about [\d,]+ GB; does not fit, left out: ", beforehand)
+    assert re.search(r"In all about \d+ s\.\n", beforehand)
+    assert f"After every part, what is measured so far is written to {tmp_path}." in beforehand
+
+
+def test_a_killed_run_leaves_what_it_had_measured(tmp_path: Path) -> None:
+    code = (
+        "import os, sys; from ncg_cuda.benchmarks import devices, iteration; from ncg_cuda.cli import main\n"
+        "devices._last_level_cache = lambda: 1 << 18\n"
+        "iteration.measure = lambda *a, **o: os.kill(os.getpid(), 9)\n"
+        "main(sys.argv[1:])"
+    )
+    arguments = [*TINY, "--sizes", "500", "--operations", "dots", "--quiet", "--out", str(tmp_path)]
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, timeout=60)
+    assert done.returncode == -9
+    record = read(tmp_path / "kernels.json")
+    assert record["status"] == "running"
+    (result,) = record["sizes"][0]["operations"]["results"]
+    assert result["seconds"]["count"] == 1
+    assert "dots" in (tmp_path / "kernels.txt").read_text()
+    assert {path.name for path in tmp_path.iterdir()} == {"kernels.json", "kernels.txt"}
+
+
+def test_quick_leaves_out_what_compiles_for_long(
+    tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = peers.Contender("torch.compile", lambda: pytest.fail("it compiles"))
+    torch = peers.Peer("torch", "torch", "torch_peer", ("cpu",), ())
+    monkeypatch.setattr(peers, "PEERS", (torch,))
+    monkeypatch.setattr(peers.Peer, "contenders", lambda self, problem: [slow])
+    arguments = ["--quick", "--sizes", "500,600", "--operations", "dots", "--out", str(tmp_path)]
+    assert main([*TINY, *arguments]) == 0
+    printed = capsys.readouterr()
+    assert printed.out.count("left out by --quick: it compiles for about 11 s (--peers torch runs it)") == 2
+    assert "failed" not in printed.out
+    assert "compiling" not in printed.err
+    record = read(tmp_path / "kernels.json")
+    assert record["command"]["quick"] is True
+    assert record["command"]["time_limit"] == 60.0
+    assert not {"out", "quiet"} & set(record["command"])
+
+    built: list[str] = []
+
+    def compile_() -> Any:
+        built.append("now")
+        raise RuntimeError("no compiler")
+
+    named = [peers.Contender("torch.compile", compile_)]
+    ours = peers.Peer("ours", "ours", "ours", ("cpu",), ())
+    monkeypatch.setattr(peers, "PEERS", (ours, torch))
+    monkeypatch.setattr(peers.Peer, "contenders", lambda self, problem: named if self is torch else [])
+    assert main([*TINY, *arguments, "--sizes", "500", "--peers", "torch"]) == 0
+    printed = capsys.readouterr()
+    assert built == ["now"]
+    assert "failed: RuntimeError: no compiler" in printed.out
+    assert "500: iteration: compiling torch.compile, about 11 s ..." in printed.err
+
+
+def test_committed_results_say_nothing_of_where_they_were_written() -> None:
+    files = sorted((Path(__file__).parents[2] / "bench" / "results").glob("*.json"))
+    assert files
+    for path in files:
+        assert not {"out", "quiet"} & set(read(path).get("command", {})), path
 
 
 def test_failure_of_ours_is_exit_code_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,5 +236,11 @@ def test_help(capsys: Capture) -> None:
     assert "kernels" in capsys.readouterr().out
     assert main(["bench", "kernels", "--help"]) == 0
     text = capsys.readouterr().out
+    listed = re.search(r"comma-separated, of: (ours .*?); all, none", " ".join(text.split()))
+    assert listed
+    allowed = [name.split(" (")[0] for name in listed[1].split(", ")]
+    assert allowed == [peer.name for peer in peers.PEERS]  # as the error about an unknown name lists them
+    assert main([*TINY, "--peers", "nothing-like-it"]) == 2
+    assert f"Peers: {', '.join([*allowed, 'all', 'none'])}." in " ".join(capsys.readouterr().err.split())
     for option in ("--device", "--sizes", "--operations", "--peers", "--repeats", "--threads", "--out", "--quick"):
         assert option in text
