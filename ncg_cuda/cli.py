@@ -174,6 +174,13 @@ def _add_bench(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--threads", type=_positive_int, metavar="N", help="processors to use, by every library (all that are usable)"
     )
     command.add_argument(
+        "--part-seconds",
+        type=_seconds,
+        default=60.0,
+        metavar="S",
+        help="at each size, repeat no further after S seconds, but at least 5 times; 0: no limit (60)",
+    )
+    command.add_argument(
         "--peer-seconds",
         type=_seconds,
         default=120.0,
@@ -261,6 +268,7 @@ def _bench_kernels(options: argparse.Namespace) -> int:
             peers=options.peers,
             repeats=options.repeats or (3 if options.quick else 15),
             threads=options.threads,
+            part_seconds=options.part_seconds,
             peer_seconds=options.peer_seconds,
             time_limit=(60.0 if options.quick else 0.0) if options.time_limit is None else options.time_limit,
             quick=options.quick,

@@ -34,6 +34,8 @@ class Plan:
     peers: str = "all"
     repeats: int = 15
     threads: int | None = None
+    part_seconds: float = 60.0
+    """Seconds after which the operations, or the contenders, of a size are not repeated any more; 0: no limit."""
     peer_seconds: float = 120.0
     time_limit: float = 0.0
     """Seconds after which no further part is begun; 0: no limit."""
@@ -67,7 +69,7 @@ def run(plan: Plan) -> int:
         _check_memory(device, chosen, rows, contenders)
         check_writable(plan.out)
         if not plan.quiet:
-            forecast = Forecast(device, plan.repeats, plan.quick and plan.peers == "all")
+            forecast = Forecast(device, plan.repeats, plan.part_seconds, plan.quick and plan.peers == "all")
             print(announcement(forecast, device, chosen, rows, contenders), file=sys.stderr)
             print(f"After every part, what is measured so far is written to {plan.out}.", file=sys.stderr, flush=True)
         results = Results(plan.out, plan.as_json(), f"{device.name}: {device.describe()}", device.on_gpu)
@@ -138,7 +140,13 @@ def _measure(
                     try:
                         if part == "operations":
                             at.operations = operations.measure(
-                                device, size, rows, plan.repeats, step=progress.step, phase=progress.phase
+                                device,
+                                size,
+                                rows,
+                                plan.repeats,
+                                seconds=plan.part_seconds,
+                                step=progress.step,
+                                phase=progress.phase,
                             )
                         else:
                             at.iteration = iteration.measure(
@@ -146,6 +154,7 @@ def _measure(
                                 size,
                                 contenders,
                                 plan.repeats,
+                                seconds=plan.part_seconds,
                                 peer_seconds=plan.peer_seconds,
                                 quick=plan.quick and plan.peers == "all",
                                 step=progress.step,

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from ..catalog import Operation
 from . import iteration, memory, operations, yardsticks
 from .devices import Device
+from .measure import LEAST
 from .peers import Peer
 from .peers.compile_times import COMPILATIONS, QUICK_LIMIT
 from .sizes import Size, iterations_for
@@ -34,8 +35,9 @@ _IMPORTS = {"ours-tf": 4.0, "tensorflow": 4.0, "jax": 1.0, "torch": 2.0}
 class Forecast:
     """Rough seconds on a device, whose speed is taken from a few passes over a buffer."""
 
-    def __init__(self, device: Device, repeats: int, quick: bool) -> None:
+    def __init__(self, device: Device, repeats: int, part_seconds: float, quick: bool) -> None:
         self._device, self._repeats, self._quick = device, repeats, quick
+        self._part_seconds = part_seconds
         times = []
         for _ in range(4):
             device.synchronize()
@@ -45,6 +47,13 @@ class Forecast:
             times.append(time.perf_counter() - start)
         self._flush = min(times)
         self._rate = device.flushed_bytes / self._flush
+
+    def _repeated(self, once: float) -> float:
+        """Of repetitions that take ``once`` each."""
+        count = float(self._repeats)
+        if self._part_seconds:
+            count = min(count, max(LEAST, 1 + self._part_seconds / once))
+        return count * once
 
     def operations(self, size: Size, rows: Sequence[Operation]) -> float:
         """Of the operations at a size, with their yardsticks and their comparison with the reference."""
@@ -61,13 +70,15 @@ class Forecast:
         variants = len(yardsticks.GPU_VARIANTS if self._device.on_gpu else yardsticks.CPU_VARIANTS)
         ways = 1 if size.layout is None else 2
         seconds = sets * vectors * size.n * _RANDOM
+        once = 0.0
         for row in rows:
-            seconds += ways * self._repeats * (run(sum(row.traffic)) + run(2))
+            once += ways * (run(sum(row.traffic)) + run(2))
             if size.n <= operations.VERIFY_ALL_BELOW or row.name in operations.CG_PASSES:
                 seconds += ways * size.n * _EXACT
         for reads, writes, _ in {row.stream for row in rows}:
-            seconds += (variants * tries + self._repeats) * run(reads + writes) + self._repeats * run(2)
-        return seconds
+            seconds += variants * tries * run(reads + writes)
+            once += run(reads + writes) + run(2)
+        return seconds + self._repeated(once)
 
     def iteration(self, size: Size, peers: Sequence[Peer]) -> float:
         """Of the iteration at a size, compilation included."""
@@ -77,11 +88,10 @@ class Forecast:
         count = iterations_for(size, self._device.on_gpu)
         one = 4 * size.n * iteration.VECTORS / self._rate + _TENSOR * size.tensors
         # a solve is made for 1, 1 and 1 + count iterations, and each begins and ends with an iteration's work
-        iterations = (self._repeats + 1) * (count + 6)
+        iterations = count + 6
         seconds = (1 + count) * size.n * _PRODUCT
-        for peer in peers:
-            seconds += _TIMES.get(peer.name, 10.0) * iterations * one + 4 * self._repeats * self._flush
-        return seconds + self.compilation(size, peers)
+        work = sum(_TIMES.get(peer.name, 10.0) for peer in peers) * iterations * one
+        return seconds + work + self._repeated(work + 4 * len(peers) * self._flush) + self.compilation(size, peers)
 
     def compilation(self, size: Size, peers: Sequence[Peer]) -> float:
         """Of the iteration's contenders at a size."""

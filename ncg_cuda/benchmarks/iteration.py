@@ -77,12 +77,14 @@ def measure(
     peers: Sequence[Peer],
     repeats: int,
     *,
+    seconds: float = 0.0,
     peer_seconds: float = 120.0,
     quick: bool = False,
     step: Callable[[str], Any] = lambda name: None,
     phase: Callable[[str], Any] = lambda text: None,
 ) -> Measured:
     """Measure the iteration at one size by every peer. A contender that cannot run has its reason in its result.
+    ``seconds``: see :func:`ncg_cuda.benchmarks.measure.interleave`.
 
     With ``quick``, contenders that compile for long are left out; their results say so. ``phase`` is told before
     anything that takes long and cannot report its progress.
@@ -122,8 +124,8 @@ def measure(
             prepared = _prepare(problem, contender, result, peer_seconds)
             if prepared is not None:
                 clocks[contender.name] = prepared
-    phase(f"measuring {len(clocks)} contenders {repeats} times")
-    measured.rounds = interleave(clocks, repeats, beside=copy, step=step)
+    phase(f"measuring {len(clocks)} contenders up to {repeats} times")
+    measured.rounds = interleave(clocks, repeats, beside=copy, seconds=seconds, step=step)
     for result in measured.results:
         clock = clocks.get(result.contender)
         if isinstance(clock, SolveClock) and not measured.rounds.failed.get(result.contender):

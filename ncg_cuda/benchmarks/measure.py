@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import math
 import statistics
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 UNSTEADY = 3.0
 """A row whose median exceeds its best time so many times was disturbed: neither is worth a comparison."""
+
+LEAST = 5
+"""Repetitions that are made however long they take."""
 
 Clock = Callable[[], float]
 """Runs a contender once and returns the seconds of one of its operations."""
@@ -101,16 +105,21 @@ def interleave(
     repeats: int,
     *,
     beside: Clock | None = None,
+    seconds: float = 0.0,
     step: Callable[[str], Any] = lambda name: None,
 ) -> Rounds:
     """Run every clock ``repeats`` times, in turns, starting with another one each time; ``beside`` before each run.
 
-    A clock that raises is out, and its reason is kept; the others go on. ``beside`` is a plain stream: its error is
+    Where that takes longer than ``seconds`` (0: any time), fewer repetitions do, but no fewer than :data:`LEAST`. A
+    clock that raises is out, and its reason is kept; the others go on. ``beside`` is a plain stream: its error is
     an error of the whole measurement.
     """
     rounds = Rounds({name: [] for name in clocks}, beside={name: [] for name in clocks})
     names = list(clocks)
+    started = time.monotonic()
     for repeat in range(repeats):
+        if seconds and repeat >= LEAST and time.monotonic() - started > seconds:
+            break
         shift = repeat % len(names) if names else 0
         for name in names[shift:] + names[:shift]:
             value = before = math.nan

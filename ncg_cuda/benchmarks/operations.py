@@ -96,10 +96,12 @@ def measure(
     rows: Sequence[Operation],
     repeats: int,
     *,
+    seconds: float = 0.0,
     step: Callable[[str], Any] = lambda name: None,
     phase: Callable[[str], Any] = lambda text: None,
 ) -> Measured:
-    """Measure the operations at one size. One that fails has its reason in its result.
+    """Measure the operations at one size. One that fails has its reason in its result. ``seconds``: see
+    :func:`ncg_cuda.benchmarks.measure.interleave`.
 
     Raises:
         MemoryError: the size does not fit into the free memory; nothing was allocated.
@@ -154,8 +156,8 @@ def measure(
             except Exception as error:
                 result.failed = reason(error)
             step(str(row))
-    phase(f"measuring {len(clocks)} operations and yardsticks {repeats} times")
-    measured.rounds = interleave(clocks, repeats, beside=copy, step=step)
+    phase(f"measuring {len(clocks)} operations and yardsticks up to {repeats} times")
+    measured.rounds = interleave(clocks, repeats, beside=copy, seconds=seconds, step=step)
     _evaluate(measured, size.n)
     return measured
 

@@ -23,7 +23,8 @@ import keras
 import tensorflow as tf
 
 from .graphs import raw_variable
-from .objective import Objective, Values, provide, replaced, withdraw
+from .objective import Objective, RecordingScope, Values, provide, replaced, withdraw
+from .outputs import expected_labels, outputs_of
 
 
 class _Reached(Exception):
@@ -37,9 +38,16 @@ class _Reached(Exception):
 class _Step:
     """One trace of a model's train_step: what is known so far, and how to repeat it."""
 
-    def __init__(self, model: Any, optimizer: Any, train_step: Callable[[Any], Any], data: Any) -> None:
+    def __init__(
+        self,
+        model: Any,
+        optimizer: Any,
+        train_step: Callable[[Any], Any],
+        compute_loss: Callable[..., Any],
+        data: Any,
+    ) -> None:
         self.model, self.optimizer, self.data = model, optimizer, data
-        self.train_step = train_step
+        self.train_step, self.compute_loss = train_step, compute_loss
         self.repeating = False
         self.objective: Objective | None = None
         self.before = {id(v): tf.convert_to_tensor(raw_variable(v)) for v in model.non_trainable_variables}
@@ -51,13 +59,24 @@ class _Step:
         again = self.objective is not None
         names = ("x", "y", "y_pred", "sample_weight")
         self.objective = Objective(
-            self.model.trainable_variables, loss, self.evaluate, **{name: batch.get(name) for name in names}
+            self.model.trainable_variables,
+            loss,
+            self.evaluate,
+            outputs=outputs_of(batch.get("y_pred")),
+            fisher_loss=lambda: self.fisher_loss(loss, batch),
+            **{name: batch.get(name) for name in names},
         )
         if again:
             self.objective.refuse(
                 "train_step calls compute_loss more than once, so it is not clear which loss is meant"
             )
         provide(self.optimizer, self.objective)
+
+    def fisher_loss(self, loss: Any, batch: dict[str, Any]) -> Any:
+        """The loss with the labels that the model expects; metrics do not see it."""
+        labels = expected_labels(loss, batch.get("y"), batch.get("y_pred"))
+        with RecordingScope():
+            return self.compute_loss(**{**batch, "y": labels})
 
     def evaluate(self, values: Values) -> Any:
         """The loss at the values, by repeating train_step up to its loss."""
@@ -85,7 +104,7 @@ def _attach(model: Any, optimizer: Any) -> None:
     def noting_train_step(data: Any) -> Any:
         if tf.executing_eagerly():
             return train_step(data)
-        token = _step.set(_Step(model, optimizer, train_step, data))
+        token = _step.set(_Step(model, optimizer, train_step, compute_loss, data))
         objective = provide(optimizer, None)
         try:
             return train_step(data)

@@ -9,6 +9,7 @@ from typing import Any
 import tensorflow as tf
 
 from .curvature import LinearizedGradient
+from .gauss_newton import LinearizedOutputs
 from .scaling import dot, power_of_two, times
 from .solver import solve
 
@@ -25,7 +26,7 @@ class Step:
 
 
 def newton_step(
-    linear: LinearizedGradient,
+    linear: LinearizedGradient | LinearizedOutputs,
     *,
     clipped: Sequence[Any],
     learning_rate: Any,

@@ -34,6 +34,7 @@ class Objective:
         variables: the variables the optimizer was given, in order.
         loss: the step's loss, a scalar tensor, before any loss scaling.
         x, y, y_pred, sample_weight: the batch and the model's output in ``fit``; None in ``minimize``.
+        outputs: the tensors between the model and its loss, as far as they are known.
     """
 
     def __init__(
@@ -46,16 +47,27 @@ class Objective:
         y: Any = None,
         y_pred: Any = None,
         sample_weight: Any = None,
+        outputs: Sequence[Any] = (),
+        fisher_loss: Callable[[], Any] | None = None,
     ) -> None:
         self.variables = list(variables)
         self.loss = loss
         self.x, self.y, self.y_pred, self.sample_weight = x, y, y_pred, sample_weight
-        self._evaluate = evaluate
+        self.outputs = list(outputs)
+        self._evaluate, self._fisher_loss = evaluate, fisher_loss
         self._refusal: str | None = None
 
     def refuse(self, why: str) -> None:
         """Make every later :meth:`loss_at` raise: the loss is known not to be reproducible."""
         self._refusal = self._refusal or why
+
+    def fisher_loss(self) -> Any:
+        """The loss with the labels replaced by what the model expects, held fixed; None where the loss will do.
+
+        Raises:
+            ValueError: that is not possible; the message says why.
+        """
+        return None if self._fisher_loss is None else self._fisher_loss()
 
     def loss_at(self, values: Values = None) -> Any:
         """The same loss, on the same batch with the same random numbers, at other weights.
@@ -151,22 +163,47 @@ def replaced(variables: Sequence[Any], values: Values, state: Sequence[tuple[Any
         v.assign(t)
 
 
+def unpacked(value: Any) -> tuple[Any, list[Any], Any]:
+    """What a loss_fn returned: the loss, the model's outputs, and the loss for the labels that the model expects.
+
+    Raises:
+        ValueError: a tuple of another length.
+    """
+    if not isinstance(value, tuple):
+        return value, [], None
+    if len(value) not in (2, 3):
+        raise ValueError(
+            f"loss_fn returned a tuple of {len(value)}; allowed: loss, or (loss, outputs), or (loss, outputs, "
+            "fisher_loss)"
+        )
+    return value[0], tf.nest.flatten(value[1]), value[2] if len(value) == 3 else None
+
+
 def from_loss_fn(
     loss_fn: Callable[[], Any], variables: Sequence[Any]
 ) -> tuple[Objective, list[Any], Callable[[], None]]:
     """The objective of ``loss_fn()``, its gradient, and a function that makes the Keras updates it asked for.
 
+    ``loss_fn`` returns the loss, or (loss, outputs), or (loss, outputs, fisher_loss): see :func:`unpacked`.
     Assignments to Keras variables inside ``loss_fn`` (moving averages, seed generators) are held back until that
     function is called, so that every evaluation in between starts from the same state.
     """
+    found: list[tuple[Any, list[Any], Any]] = []
+
+    def first() -> Any:
+        found.append(unpacked(loss_fn()))
+        return found[0][0]
+
     with RecordingScope() as scope:
-        loss, gradients = gradient(loss_fn, [raw_variable(v) for v in variables])
+        loss, gradients = gradient(first, [raw_variable(v) for v in variables])
+    _, outputs, fisher_loss = found[0]
 
     def evaluate(values: Values) -> Any:
         with replaced(variables, values):
-            return tf.convert_to_tensor(loss_fn())
+            return tf.convert_to_tensor(unpacked(loss_fn())[0])
 
-    return Objective(variables, loss, evaluate), gradients, scope.commit
+    objective = Objective(variables, loss, evaluate, outputs=outputs, fisher_loss=lambda: fisher_loss)
+    return objective, gradients, scope.commit
 
 
 _RANDOM = {

@@ -9,6 +9,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from .gauss_newton import CURVATURES
 from .solver import PATHS, check_numbers
 
 RUNS_EAGERLY = (
@@ -28,9 +29,17 @@ NO_OBJECTIVE = (
     "Train with fit (after compile(optimizer=...)) or minimize, or set report_loss_after=False"
 )
 
+NO_OUTPUTS = (
+    "is taken at the model's outputs, which are not known here. In fit they are (after compile(optimizer=...)); for "
+    "minimize let loss_fn return (loss, outputs), the outputs being the tensors that the loss was computed from; a "
+    "training loop of your own should call minimize"
+)
 
-def check_parameters(*, tau: Any, cg_tol: Any, max_iter: Any, max_step: Any, path: Any) -> None:
+
+def check_parameters(*, tau: Any, cg_tol: Any, max_iter: Any, max_step: Any, path: Any, curvature: Any) -> None:
     """Raise a ValueError for a parameter out of range."""
+    if curvature not in CURVATURES:
+        raise ValueError(f"curvature={curvature!r} is not known; allowed: {', '.join(map(repr, CURVATURES))}")
     if tf.is_tensor(tau) or tf.is_tensor(cg_tol):
         raise ValueError(f"tau={tau!r} and cg_tol={cg_tol!r} must be Python numbers")
     check_numbers(tau=tau, cg_tol=cg_tol, max_iter=max_iter)

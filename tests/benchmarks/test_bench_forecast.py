@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ncg_cuda.benchmarks import iteration, memory, operations, sizes, yardsticks
+from ncg_cuda.benchmarks import iteration, measure, memory, operations, sizes, yardsticks
 from ncg_cuda.benchmarks.devices import Cpu
 from ncg_cuda.benchmarks.forecast import Forecast, announcement, duration
 from ncg_cuda.benchmarks.measure import Rounds, Spread, interleave, unsteady
@@ -53,6 +53,18 @@ def test_the_copy_runs_right_before_what_is_compared_with_it() -> None:
     assert rounds.percent("nobody", 1.0) is None
 
 
+def test_repetitions_end_when_their_time_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(measure.time, "monotonic", lambda: now[0])
+
+    def clock() -> float:
+        now[0] += 1.0
+        return 1.0
+
+    for seconds, count in ((0.0, 20), (3.0, measure.LEAST), (10.0, 11), (100.0, 20)):
+        assert len(interleave({"a": clock}, 20, seconds=seconds).seconds["a"]) == count
+
+
 def test_a_percentage_of_an_unsteady_copy_is_not_given() -> None:
     rounds = Rounds({"a": [1.0, 1.0, 1.0], "b": [1.0, 1.0, 1.0]}, beside={"a": [0.5, 0.5, 9.0], "b": [9.0, 9.0, 0.5]})
     steady = rounds.percent("a", 1.0)
@@ -93,16 +105,16 @@ def test_memory_needed_grows_with_what_is_asked_for(device: Cpu) -> None:
     assert memory.operations_bytes(size, OPERATIONS) >= 4 * size.n * max(row.vectors for row in OPERATIONS)
     with pytest.raises(MemoryError, match=r"needs about 2\.5 GB of memory, and 1\.0 GB are free"):
         memory.require(2_500_000_000, 1_000_000_000)
-    for measure in (
+    for refused in (
         lambda size: operations.measure(device, size, OPERATIONS, 1),
         lambda size: iteration.measure(device, size, select("none", device), 1),
     ):
         with pytest.raises(MemoryError, match="GB are free"):  # before anything is allocated
-            measure(sizes.parse("1e12")[0])
+            refused(sizes.parse("1e12")[0])
 
 
 def test_the_forecast_adds_up(device: Cpu) -> None:
-    few, many = Forecast(device, 3, quick=True), Forecast(device, 15, quick=False)
+    few, many = Forecast(device, 3, 0, quick=True), Forecast(device, 15, 0, quick=False)
     small, large, tensors = sizes.parse("1e5,25.6e6,resnet50")
     everyone = select("all", device)
     torch = [peer for peer in everyone if peer.name == "torch" and not peer.why_not(device)]
