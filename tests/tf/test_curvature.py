@@ -219,7 +219,7 @@ def _resize_in_function(x: Any) -> Any:
         (_Dilation(name="opening"), "Dilation2DBackprop.*opening.*MaxPooling2D"),
         (layers.Lambda(_resize_in_function, name="larger"), "ResizeBilinearGrad.*nested function.*tf.function"),
         (layers.Lambda(lambda x: tf.image.resize(x, (2, 2), "area"), name="area"), "ResizeArea.*/area.*bilinear"),
-        (layers.Lambda(lambda x: tf.recompute_grad(tf.tanh)(x), name="again"), "recompute_grad.*/again.*keras.remat"),
+        (layers.Lambda(lambda x: tf.recompute_grad(tf.tanh)(x), name="again"), "recompute_grad.*keras.remat"),
         (
             layers.Lambda(lambda x: tf.ensure_shape(tf.py_function(tf.tanh, [x], x.dtype), x.shape), name="eager"),
             "EagerPyFunc.*eager.*TensorFlow operations",

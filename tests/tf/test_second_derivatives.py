@@ -107,9 +107,7 @@ def test_max_pool_with_argmax_numbers_within_an_image() -> None:
     pool = tf.nn.max_pool_with_argmax
     products = [
         hessian_vector_product(
-            lambda b=b: tf.reduce_sum(
-                tf.exp(tf.nn.max_pool_with_argmax(w, 2, 2, "VALID", include_batch_in_index=b)[0])
-            ),
+            lambda b=b: tf.reduce_sum(tf.exp(pool(w, 2, 2, "VALID", include_batch_in_index=b)[0])),
             [w],
             [s],
         )[0]
