@@ -14,7 +14,7 @@ from .curvature import check_variables
 from .double import double, in_float64
 from .graphs import graph_chain, raw_variable
 from .locate import wrong_layers
-from .probe import OK, PRECISION, WRONG, Probe, probe
+from .probe import HELD, OK, PRECISION, WRONG, Probe, probe_with_stops
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,9 @@ class VariableCheck:
         variable: its name.
         layer: the layer that it belongs to, as far as its name tells.
         relative_error: of the product against differences of the gradient.
-        verdict: ``"ok"``; ``"wrong"``; ``"not twice differentiable"``: there is no product; ``"unsure"``: the
-            differences themselves are not exact enough to say.
+        verdict: ``"ok"``; ``"wrong"``; ``"ok with stops held"``: right for the loss in which all values that pass
+            through ``stop_gradient`` are constants, but not the derivative of the gradient; ``"not twice
+            differentiable"``: there is no product; ``"unsure"``: the differences are not exact enough to say.
     """
 
     variable: str
@@ -172,15 +173,21 @@ def _check(
 ) -> CurvatureCheck:
     check_variables(variables)
     dtype = raw_variable(variables[0]).dtype
-    found: Probe = probe(loss_fn, variables, seed)
+    found: Probe = probe_with_stops(loss_fn, variables, seed)
     rows = [
         VariableCheck(name, name.rpartition("/")[0], f.error, f.verdict)
         for name, f in zip(map(_name, named), found.findings, strict=True)
     ]
     verdicts = {row.verdict for row in rows}
-    layers = wrong_layers(loss_fn, seed) if verdicts & {WRONG} or found.refusal else []
-    if WRONG in verdicts and not layers:
+    layers = wrong_layers(loss_fn, seed) if verdicts & {WRONG, HELD} or found.refusal else []
+    if verdicts & {WRONG, HELD} and not layers:
         notes.append("no layer is wrong by itself: look at the loss and at code outside of layers")
+    if HELD in verdicts:
+        notes.append(
+            "values that depend on the variables pass through stop_gradient, and the product holds them constant. "
+            "That is what SpectralNormalization and BatchNormalization(renorm=True) mean; if the stop is your own, "
+            "make sure that you mean it, too"
+        )
     if "unsure" in verdicts:
         notes.append(
             "differences over several steps do not agree with each other"

@@ -13,7 +13,7 @@ from typing import Any
 
 from tensorflow.python.framework import op_def_registry
 
-from .graphs import graph_chain, nested_functions
+from .graphs import calling_scope, graph_chain, nested_functions, scope
 from .second_derivatives import LOCAL
 
 _QUANTIZATION = ("fake quantization", "train without quantization")
@@ -65,12 +65,6 @@ def remedy(kind: str) -> str:
     return _REMEDIES.get(kind) or _REMEDIES.get(re.sub(r"V\d+$", "", kind), _OTHERWISE)
 
 
-def scope(name: str) -> str:
-    """Where in the model an operation is: the name scopes around it, which in Keras are the names of the layers."""
-    parts = [p for p in name.split("/")[:-1] if p not in ("gradients", "gradient_tape")]
-    return "/".join(p for p in parts if not re.fullmatch(r"\w+_grad(_\d+)?|PartitionedCall(_\d+)?", p))
-
-
 def _where(name: str) -> str:
     found = scope(name)
     return f"operation {name!r}" + (f", in {found!r}" if found else "")
@@ -83,15 +77,16 @@ def check_twice_differentiable(ops: Iterable[Any]) -> None:
         ops: the operations between the weights and the gradient; functions that they call are searched too.
     """
     ops = list(ops)
-    found = {op.type: _where(op.name) for op in ops if op.type in _SILENT and op.type not in LOCAL}
+    found = {op.type: (_where(op.name), "") for op in ops if op.type in _SILENT and op.type not in LOCAL}
     for function in nested_functions(ops):
         for node in function.node_def:
             where = f"{_where(node.name)}, in function {function.signature.name!r}"
             if node.op in _SILENT:
-                found.setdefault(node.op, where)
+                found.setdefault(node.op, (where, function.signature.name))
             elif op_def_registry.get(node.op) is None:
-                found.setdefault("SymbolicGradient", where)
-    for kind, where in found.items():
+                found.setdefault("SymbolicGradient", (where, function.signature.name))
+    for kind, (where, function) in found.items():
+        where += calling_scope(ops, function)
         what, instead = _SILENT[kind]
         raise ValueError(
             f"{kind} ({where}) comes from {what}. TensorFlow has no derivative of it there, so that the Hessian "

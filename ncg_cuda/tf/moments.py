@@ -21,7 +21,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from .graphs import nested_functions
+from .graphs import calling_scope, nested_functions
 
 PASS_THROUGH = "NcgCudaPassThrough"
 """The name of the gradient that a stop inside moments is to have."""
@@ -70,10 +70,10 @@ def find_stops(ops: Iterable[Any]) -> list[Any]:
         shown = ", ".join(nested[:3]) + (f" and {len(nested) - 3} more" if len(nested) > 3 else "")
         raise ValueError(
             "A normalization layer (or tf.nn.moments) is computed inside a nested function "
-            f"({shown}), where the second derivative of TensorFlow's moments is wrong and cannot be corrected from "
-            "outside. For Keras layers: build and train (or differentiate) the model inside "
-            "`with ncg_cuda.tf.exact_moments():`. For tf.nn.moments: compute mean(x) and mean((x - mean(x))**2) "
-            "instead. Or move it out of the inner tf.function, tf.cond or loop."
+            f"({shown}{calling_scope(ops, nested[0])}), where the second derivative of TensorFlow's moments is wrong "
+            "and cannot be corrected from outside. For Keras layers: build and train (or differentiate) the model "
+            "inside `with ncg_cuda.tf.exact_moments():`. For tf.nn.moments: compute mean(x) and "
+            "mean((x - mean(x))**2) instead. Or move it out of the inner tf.function, tf.cond or loop."
         )
     return [op for op in ops if op.type == "StopGradient" and _is_moments_stop(op)]
 

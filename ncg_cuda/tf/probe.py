@@ -8,7 +8,7 @@ wrong only where such a pair disagrees with it by far more than with each other.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -18,8 +18,10 @@ import tensorflow as tf
 from .curvature import HessianOperator, gradient
 from .graphs import ancestors, graph_chain, nested_functions, raw_variable
 from .objective import RecordingScope, _stateful_randomness
+from .stops import held_stops
 
 OK, WRONG, NOT_TWICE, UNSURE = "ok", "wrong", "not twice differentiable", "unsure"
+HELD = "ok with stops held"
 
 _KINKED = {
     "Abs", "ClipByValue", "Elu", "LeakyRelu", "Max", "MaxPool", "MaxPool3D", "MaxPoolV2", "MaxPoolWithArgmax",
@@ -124,6 +126,25 @@ def probe(loss_fn: Callable[[], Any], variables: Sequence[Any], seed: int) -> Pr
     a, b = _dot(s, of_t), _dot(t, of_s)
     size = max(abs(a), abs(b), 1e-3 * whole * float(np.sqrt(_dot(t, t))), np.finfo(float).tiny)
     return Probe(findings, abs(a - b) / size, kinks)
+
+
+def probe_with_stops(loss_fn: Callable[[], Any], variables: Sequence[Any], seed: int) -> Probe:
+    """:func:`probe`; a part that is wrong, but right with all values of ``stop_gradient`` held, is called so."""
+    found = probe(loss_fn, variables, seed)
+    if not any(f.verdict == WRONG for f in found.findings):
+        return found
+    with held_stops() as values:
+        try:
+            with RecordingScope():
+                loss_fn()
+            held = probe(loss_fn, variables, seed) if values else found
+        except RuntimeError:
+            held = found
+    findings = [
+        Finding(h.error, HELD) if f.verdict == WRONG and h.verdict == OK else f
+        for f, h in zip(found.findings, held.findings, strict=True)
+    ]
+    return replace(found, findings=findings)
 
 
 def _judge(product: Any, differences: list[Any], whole: float, precision: Precision, kinks: bool) -> Finding:

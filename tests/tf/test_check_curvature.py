@@ -20,8 +20,14 @@ Y = rng.integers(0, 3, size=8)
 @tf.custom_gradient
 def wrong_tanh(x: Any) -> Any:
     """The first gradient is right; its slope is held constant, so the second is not."""
-    slope = tf.stop_gradient(1 - tf.tanh(x) ** 2)
-    return tf.tanh(x), lambda dy: dy * slope
+    slope = 1 - tf.tanh(x) ** 2
+    return tf.tanh(x), lambda dy: dy * held(slope)
+
+
+@tf.custom_gradient
+def held(x: Any) -> Any:
+    """A gradient that is forgotten."""
+    return tf.identity(x), tf.zeros_like
 
 
 class Wrong(layers.Layer):
@@ -127,6 +133,15 @@ def test_loss_function_with_plain_variables() -> None:
     bad = check_curvature(lambda: tf.reduce_sum(tf.exp(wrong_tanh(w))), [w])
     assert [row.verdict for row in bad.rows] == ["wrong"]
     assert "outside of layers" in str(bad)
+
+
+def test_stops_are_told_apart() -> None:
+    """A layer that is defined by a stop is not called wrong, and not passed over in silence either."""
+    report = check_curvature(model(layers.SpectralNormalization(layers.Dense(4), name="spectral")), x=X, y=Y)
+    assert {row.verdict for row in report.rows} <= {"ok", "ok with stops held"}, str(report)
+    assert "ok with stops held" in {row.verdict for row in report.rows}
+    assert "stop_gradient" in str(report)
+    assert not report.ok
 
 
 def test_asymmetric_product_is_seen() -> None:

@@ -217,7 +217,10 @@ def _resize_in_function(x: Any) -> Any:
     ("layer", "message"),
     [
         (_Dilation(name="opening"), "Dilation2DBackprop.*opening.*MaxPooling2D"),
-        (layers.Lambda(_resize_in_function, name="larger"), "ResizeBilinearGrad.*nested function.*tf.function"),
+        (
+            layers.Lambda(_resize_in_function, name="larger"),
+            "ResizeBilinearGrad.*/larger.*nested function.*inner",
+        ),
         (layers.Lambda(lambda x: tf.image.resize(x, (2, 2), "area"), name="area"), "ResizeArea.*/area.*bilinear"),
         (layers.Lambda(lambda x: tf.recompute_grad(tf.tanh)(x), name="again"), "recompute_grad.*keras.remat"),
         (

@@ -8,19 +8,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ncg_cuda.tf.layer_table import EXACT, PRODUCTS, REFUSED, ROWS, Row, directions, float64, relative_error
+from ncg_cuda.tf.layer_table import EXACT, PRODUCTS, REFUSED, ROWS, Row, directions, in_float64, relative_error
 from ncg_cuda.tf.layer_table.document import markdown
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "layers.md"
 
 
 @pytest.fixture
-def in_float64() -> Iterator[None]:
-    with float64():
+def double() -> Iterator[None]:
+    with in_float64():
         yield
 
 
-@pytest.mark.usefixtures("in_float64")
+@pytest.mark.usefixtures("double")
 @pytest.mark.parametrize("product", PRODUCTS)
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 def test_row(row: Row, product: str) -> None:

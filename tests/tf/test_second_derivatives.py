@@ -67,6 +67,22 @@ def test_other_programs_are_left_alone() -> None:
     np.testing.assert_allclose(flat(HessianOperator(loss_fn, variables).product(s)), flat(exact), rtol=1e-4, atol=1e-5)
 
 
+def test_every_way_to_a_product() -> None:
+    """Also in the body of a loop, where the solver asks for it, and from an operator held eagerly."""
+    loss_fn, variables = upsampling()
+    s = directions(variables)
+    want = flat(hessian_vector_product(loss_fn, variables, s))
+
+    @tf.function(autograph=False)
+    def in_loop() -> Any:
+        operator = HessianOperator(loss_fn, variables)
+        start = [tf.constant(t) for t in s]
+        return tf.while_loop(lambda i, p: i < 1, lambda i, p: (i + 1, operator.product(p)), (0, start))[1]
+
+    np.testing.assert_allclose(flat(in_loop()), want, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(flat(HessianOperator(loss_fn, variables).product(s)), want, rtol=1e-5, atol=1e-6)
+
+
 def test_registered_gradients_stay() -> None:
     """What somebody else has registered wins: ours is for operations that have none."""
     from ncg_cuda.tf import second_derivatives

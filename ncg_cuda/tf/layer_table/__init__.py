@@ -5,11 +5,12 @@
 
 from __future__ import annotations
 
+from ..double import in_float64
 from .layers import ROWS as _LAYERS
 from .measure import PRODUCTS, directions, relative_error
 from .operations import ROWS as _OPERATIONS
 from .programs import ROWS as _PROGRAMS
-from .row import EXACT, HELD, REFUSED, Problem, Row, float64
+from .row import EXACT, HELD, REFUSED, Problem, Row
 
 ROWS: list[Row] = [*_LAYERS, *_OPERATIONS, *_PROGRAMS]
 """Every row."""
@@ -23,6 +24,6 @@ __all__ = [
     "Problem",
     "Row",
     "directions",
-    "float64",
+    "in_float64",
     "relative_error",
 ]

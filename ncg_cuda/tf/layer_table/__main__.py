@@ -7,7 +7,7 @@ import sys
 
 import keras
 
-from . import PRODUCTS, REFUSED, ROWS, directions, float64, relative_error
+from . import PRODUCTS, REFUSED, ROWS, directions, in_float64, relative_error
 from .document import markdown
 
 
@@ -19,7 +19,7 @@ def check(product: str, words: list[str]) -> int:
         if words and not any(w.lower() in row.name.lower() for w in words):
             continue
         keras.utils.set_random_seed(1)
-        with float64():
+        with in_float64():
             problem = row.build()
             s = directions(problem.variables)
             try:

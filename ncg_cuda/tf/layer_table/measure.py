@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
-import keras
 import numpy as np
 import tensorflow as tf
 
 from ..curvature import HessianOperator
 from ..graphs import raw_variable
+from ..stops import held_stops
 from .row import HELD, Problem, Row
 
 
@@ -70,31 +70,6 @@ def _hessian_truth(problem: Problem, s: Sequence[Any], row: Row) -> list[Any]:
         return [tf.convert_to_tensor(g) for g in found]
 
     return differences(gradient, problem.variables, s, row.step)
-
-
-@contextmanager
-def held_stops() -> Iterator[None]:
-    """What ``keras.ops.stop_gradient`` returned in the first, eager evaluation inside, it returns in all later ones."""
-    core = keras.src.backend.core
-    original, values = core.stop_gradient, []
-    calls: Iterator[Any] = iter(())
-    graph: Any = None
-
-    def held(x: Any) -> Any:
-        nonlocal calls, graph
-        if tf.executing_eagerly():
-            values.append(original(x))
-            return values[-1]
-        here = tf.compat.v1.get_default_graph()
-        if here is not graph:
-            graph, calls = here, iter(values)
-        return tf.constant(next(calls).numpy())
-
-    core.stop_gradient = held
-    try:
-        yield
-    finally:
-        core.stop_gradient = original
 
 
 PRODUCTS: dict[str, tuple[Callable[..., list[Any]], Callable[..., list[Any]]]] = {"hessian": (hessian, hessian_truth)}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import keras
+import numpy as np
 import tensorflow as tf
 
 from .row import group
@@ -159,6 +161,52 @@ LOSSES += group(
     op="ctc_loss",
 )
 
+_TARGETS = np.eye(4)[[0, 2, 1]]
+
+KERAS_LOSSES = group(
+    "Keras losses",
+    {
+        **{
+            f"{name}": (lambda y, n=name: getattr(keras.losses, n)()(_TARGETS, y), (3, 4))
+            for name in (
+                "MeanSquaredError",
+                "MeanAbsoluteError",
+                "Huber",
+                "LogCosh",
+                "CosineSimilarity",
+                "Hinge",
+                "SquaredHinge",
+                "CategoricalHinge",
+                "MeanAbsolutePercentageError",
+            )
+        },
+        **{
+            f"{name} from probabilities": (
+                lambda y, n=name: 10.0 * getattr(keras.losses, n)()(_TARGETS, tf.nn.softmax(y)),
+                (3, 4),
+            )
+            for name in (
+                "CategoricalCrossentropy",
+                "BinaryCrossentropy",
+                "KLDivergence",
+                "Poisson",
+                "Dice",
+                "Tversky",
+                "BinaryFocalCrossentropy",
+                "CategoricalFocalCrossentropy",
+                "MeanSquaredLogarithmicError",
+            )
+        },
+        **{
+            f"{name} from logits": (
+                lambda y, n=name: getattr(keras.losses, n)(from_logits=True)(_TARGETS, y),
+                (3, 4),
+            )
+            for name in ("CategoricalCrossentropy", "BinaryCrossentropy", "CategoricalFocalCrossentropy")
+        },
+    },
+)
+
 LINALG = group(
     "Linear algebra",
     {
@@ -181,4 +229,4 @@ LINALG = group(
 )
 
 
-ROWS = [*ELEMENTWISE, *REDUCTIONS, *LOSSES, *LINALG]
+ROWS = [*ELEMENTWISE, *REDUCTIONS, *LOSSES, *KERAS_LOSSES, *LINALG]

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import keras
 import numpy as np
 import tensorflow as tf
 
@@ -129,16 +127,3 @@ def layer(make: Callable[[], Any], *shapes: Any, **call: Any) -> Callable[[], Pr
         return Problem([*x, *made.trainable_variables], outputs)
 
     return build
-
-
-@contextmanager
-def float64() -> Iterator[None]:
-    """Keras layers made inside compute in float64."""
-    floatx, policy = keras.backend.floatx(), keras.config.dtype_policy()
-    keras.backend.set_floatx("float64")
-    keras.config.set_dtype_policy("float64")
-    try:
-        yield
-    finally:
-        keras.backend.set_floatx(floatx)
-        keras.config.set_dtype_policy(policy)
