@@ -14,6 +14,7 @@ from typing import Any
 from tensorflow.python.framework import op_def_registry
 
 from .graphs import calling_scope, graph_chain, nested_functions, scope
+from .nested_labels import function_with_trained_labels
 from .second_derivatives import LOCAL
 
 _QUANTIZATION = ("fake quantization", "train without quantization")
@@ -24,6 +25,10 @@ _SILENT = {
     "ResizeBilinearGrad": (
         "bilinear resizing inside a nested function",
         _INLINE + "; or upsample with Conv2DTranspose",
+    ),
+    "SoftmaxCrossEntropyWithLogits": (
+        "cross entropy, inside a nested function, with labels that depend on the weights",
+        _INLINE + "; or give the labels through tf.stop_gradient",
     ),
     "SparseAddGrad": ("tf.sparse.add inside a nested function", _INLINE + "; or use dense tensors"),
     "FakeQuantWithMinMaxArgsGradient": _QUANTIZATION,
@@ -81,10 +86,13 @@ def check_twice_differentiable(ops: Iterable[Any]) -> None:
     for function in nested_functions(ops):
         for node in function.node_def:
             where = f"{_where(node.name)}, in function {function.signature.name!r}"
-            if node.op in _SILENT:
+            if node.op in _SILENT and node.op != "SoftmaxCrossEntropyWithLogits":
                 found.setdefault(node.op, (where, function.signature.name))
             elif op_def_registry.get(node.op) is None:
                 found.setdefault("SymbolicGradient", (where, function.signature.name))
+    name = function_with_trained_labels(ops)
+    if name:
+        found["SoftmaxCrossEntropyWithLogits"] = (f"function {name!r}", name)
     for kind, (where, function) in found.items():
         where += calling_scope(ops, function)
         what, instead = _SILENT[kind]

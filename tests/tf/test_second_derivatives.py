@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from problems import dense_hessian, directions, flat, raw, relative_error, squared_error
+from problems import dense_hessian, difference_product, directions, flat, raw, relative_error, squared_error
 
 from ncg_cuda.tf import HessianOperator, hessian_vector_product
 from ncg_cuda.tf.curvature import LinearizedGradient
@@ -132,3 +132,39 @@ def test_max_pool_with_argmax_numbers_within_an_image() -> None:
     pooled = hessian_vector_product(lambda: tf.reduce_sum(tf.exp(tf.nn.max_pool2d(w, 2, 2, "VALID"))), [w], [s])[0]
     for product in products:
         np.testing.assert_allclose(product, pooled, rtol=1e-12)
+
+
+@pytest.mark.parametrize("trained", [False, True])
+@pytest.mark.parametrize("inside", ["function", "cond", "loop", "loop-carried"])
+def test_nested_cross_entropy(inside: str, trained: bool) -> None:
+    """Exact with labels that are data; refused with labels that depend on the weights."""
+    rng = np.random.default_rng(0)
+    a, b = tf.Variable(rng.normal(size=(3, 4))), tf.Variable(rng.normal(size=(3, 4)))
+    data = tf.constant(np.eye(4)[:3])
+
+    def entropy(labels: Any) -> Any:
+        return tf.reduce_sum(tf.nn.softmax_cross_entropy_with_logits(labels, tf.convert_to_tensor(a)))
+
+    def loss_fn() -> Any:
+        return tf.reduce_sum(b**3) + nested()
+
+    def nested() -> Any:
+        labels = tf.nn.softmax(b) if trained else data
+        if inside == "function":
+            return tf.function(entropy, autograph=False)(labels)
+        if inside == "cond":
+            return tf.cond(a[0, 0] > -9, lambda: entropy(labels), lambda: tf.constant(0.0, tf.float64))
+        if inside == "loop":
+            return tf.while_loop(lambda i, y: i < 2, lambda i, y: (i + 1, y + entropy(labels)), (0, a[0, 0]))[1]
+        start, grow = data, (lambda t: 0.5 * t + 0.5 * labels)
+        return tf.while_loop(
+            lambda i, y, t: i < 3, lambda i, y, t: (i + 1, y + entropy(t), grow(t)), (0, a[0, 0], start)
+        )[1]
+
+    s = directions([a, b])
+    if trained:
+        with pytest.raises(ValueError, match=r"SoftmaxCrossEntropyWithLogits.*stop_gradient"):
+            hessian_vector_product(loss_fn, [a, b], s)
+        return
+    want = difference_product(loss_fn, [a, b], s)
+    assert relative_error(hessian_vector_product(loss_fn, [a, b], s), want) < 1e-8

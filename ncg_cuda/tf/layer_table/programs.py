@@ -29,6 +29,10 @@ def _nested_bilinear(x: Any) -> Any:
     return tf.function(lambda t: tf.image.resize(tf.sin(t), (6, 7)), autograph=False)(x)
 
 
+def _nested_entropy(x: Any, y: Any) -> Any:
+    return tf.function(tf.nn.softmax_cross_entropy_with_logits, autograph=False)(tf.nn.softmax(y), x)
+
+
 def _custom(x: Any) -> Any:
     @tf.custom_gradient  # type: ignore[untyped-decorator]
     def cube(t: Any) -> Any:
@@ -78,6 +82,10 @@ CONTROL = group(
         "tf.vectorized_map": (lambda x: tf.vectorized_map(lambda r: tf.reduce_sum(r) * tf.sin(r), x), M),
         "tf.scan, tf.foldl": (lambda x: [tf.scan(lambda a, r: tf.sin(a) * r, x), tf.foldl(lambda a, r: a * r, x)], M),
         "nested tf.function": (_nested, M),
+        "cross entropy inside a tf.function": (
+            lambda x: _nested_entropy(x, tf.constant(np.eye(5)[[0, 2, 1, 4]])),
+            M,
+        ),
         "tf.custom_gradient": (_custom, M),
         "tf.grad_pass_through, tf.identity": (lambda x: tf.identity(tf.sin(x)), M),
     },
@@ -100,6 +108,11 @@ CONTROL += group(
     "Control flow and custom gradients",
     {"tf.image.resize('bilinear') inside a tf.function": (_nested_bilinear, IMAGE)},
     op="ResizeBilinearGrad",
+)
+CONTROL += group(
+    "Control flow and custom gradients",
+    {"cross entropy inside a tf.function, labels trained": (_nested_entropy, M, M)},
+    op="SoftmaxCrossEntropyWithLogits",
 )
 
 
