@@ -56,10 +56,10 @@ def _search(name: str, flags: list[bool], caller: str, functions: dict[str, Any]
     while True:
         depends = {a for a, flag in zip(arguments, flags, strict=False) if flag}
         grown = -1
-        while grown < len(depends):  # node_def is in no particular order
+        while grown < len(depends):  # node_def is in no particular order; control inputs (^name) carry no data
             grown = len(depends)
             for node in function.node_def:
-                if node.op not in _STOPS and any(i.lstrip("^").split(":")[0] in depends for i in node.input):
+                if node.op not in _STOPS and any(i.split(":")[0] in depends for i in node.input):
                     depends.add(node.name)
         # What an iteration of a loop returns is what the next one starts from.
         again = [flag or (i < len(results) and results[i] in depends) for i, flag in enumerate(flags)]
