@@ -36,6 +36,7 @@ class Precision:
 
     Attributes:
         steps: the ladder, each a quarter of the one before, relative to the size of the weights.
+        fine: how the ladder goes on where kinks spoil all of it: an interval that is short enough has none.
         tolerance: relative error that always counts as agreement.
         trusted: largest relative difference of two neighbours that says anything.
         floor: part of the whole product below which a variable's part counts as zero.
@@ -43,6 +44,7 @@ class Precision:
     """
 
     steps: tuple[float, ...]
+    fine: tuple[float, ...]
     tolerance: float
     trusted: float
     floor: float
@@ -50,8 +52,10 @@ class Precision:
 
 
 PRECISION = {
-    tf.float64: Precision(tuple(4.0**-k for k in range(5, 13)), 1e-6, 1e-2, 1e-6, 1e-8),
-    tf.float32: Precision(tuple(4.0**-k for k in range(1, 6)), 1e-2, 5e-2, 1e-2, 1e-3),
+    tf.float64: Precision(
+        tuple(4.0**-k for k in range(5, 13)), tuple(4.0**-k for k in range(13, 17)), 1e-6, 1e-2, 1e-6, 1e-8
+    ),
+    tf.float32: Precision(tuple(4.0**-k for k in range(1, 6)), (), 1e-2, 5e-2, 1e-2, 1e-3),
 }
 
 
@@ -122,7 +126,14 @@ def probe(loss_fn: Callable[[], Any], variables: Sequence[Any], seed: int) -> Pr
         return Probe([Finding(float("nan"), NOT_TWICE)] * len(raw), float("nan"), kinks, str(error))
     differences = [_difference(gradient_now, raw, s, step) for step in precision.steps]
     whole = float(np.sqrt(sum(np.sum(p**2) for p in of_s)))
-    findings = [_judge(p, [d[i] for d in differences], whole, precision, kinks) for i, p in enumerate(of_s)]
+
+    def judge() -> list[Finding]:
+        return [_judge(p, [d[i] for d in differences], whole, precision, kinks) for i, p in enumerate(of_s)]
+
+    findings = judge()
+    if kinks and any(f.verdict != OK for f in findings):
+        differences += [_difference(gradient_now, raw, s, step) for step in precision.fine]
+        findings = judge()
     a, b = _dot(s, of_t), _dot(t, of_s)
     size = max(abs(a), abs(b), 1e-3 * whole * float(np.sqrt(_dot(t, t))), np.finfo(float).tiny)
     return Probe(findings, abs(a - b) / size, kinks)

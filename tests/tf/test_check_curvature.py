@@ -77,10 +77,10 @@ def test_right_model_passes_and_is_left_as_it_was(activation: str) -> None:
     assert keras.config.dtype_policy().name == "float32"
 
 
-@pytest.mark.parametrize("layer", [Wrong, Block])
-def test_wrong_gradient_is_found_and_its_layer_named(layer: Any) -> None:
+@pytest.mark.parametrize(("layer", "activation"), [(Wrong, "tanh"), (Wrong, "relu"), (Block, "tanh")])
+def test_wrong_gradient_is_found_and_its_layer_named(layer: Any, activation: str) -> None:
     name = "culprit" if layer is Wrong else "block"
-    report = check_curvature(model(layer(name=name)), x=X, y=Y)
+    report = check_curvature(model(layer(name=name), activation=activation), x=X, y=Y)
     assert not report.ok
     assert {row.verdict for row in report.rows if "conv" in row.variable} == {"wrong"}
     assert {row.verdict for row in report.rows if "head" in row.variable} == {"ok"}
