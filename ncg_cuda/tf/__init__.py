@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .check import check_curvature
     from .curvature import HessianOperator, hessian_vector_product
     from .moments import exact_moments
     from .objective import Objective
@@ -20,11 +21,20 @@ _ATTRIBUTES = {
     "NewtonCG": "optimizer",
     "Objective": "objective",
     "StepReport": "report",
+    "check_curvature": "check",
     "exact_moments": "moments",
     "hessian_vector_product": "curvature",
 }
 
-__all__ = ["HessianOperator", "NewtonCG", "Objective", "StepReport", "exact_moments", "hessian_vector_product"]
+__all__ = [
+    "HessianOperator",
+    "NewtonCG",
+    "Objective",
+    "StepReport",
+    "check_curvature",
+    "exact_moments",
+    "hessian_vector_product",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -2,7 +2,8 @@
 
 The loss is linearised once: its forward and first backward pass run once, and each product runs only the second
 backward pass. Products are exact through BatchNormalization, LayerNormalization and GroupNormalization, where stock
-TensorFlow is not (see :mod:`ncg_cuda.tf.moments`).
+TensorFlow is not (see :mod:`ncg_cuda.tf.moments`), and through resizing, softsign and others that have no second
+derivative in TensorFlow (see :mod:`ncg_cuda.tf.second_derivatives`).
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from . import moments
+from . import second_derivatives
 from .differentiable import check_twice_differentiable, explain
 from .graphs import ancestors, depending_on, graph_chain, handles, raw_variable
 
@@ -46,7 +47,7 @@ class LinearizedGradient:
         path = depending_on(flat, ancestors(self._known))
         self.has_curvature = bool({id(g.op) for g in self._known} & {id(op) for op in path})
         check_twice_differentiable(path)
-        self._stops = moments.find_stops(path)
+        self._marks = second_derivatives.find(path)
         self._lists = [op.name for op in path if any(t.dtype == tf.variant for t in op.outputs)]
 
     def product(self, vectors: Sequence[Any]) -> list[Any]:
@@ -58,7 +59,7 @@ class LinearizedGradient:
         vectors = [tf.convert_to_tensor(s) for s in vectors]
         known = [s for s, g in zip(vectors, self.gradients, strict=True) if g is not None]
         flat = [h for hs in self._handles for h in hs]
-        with moments.pass_through(self._stops), explain():
+        with second_derivatives.applied(self._marks), explain():
             parts = iter(tf.gradients(self._known, flat, grad_ys=known) if known else [None] * len(flat))
         out = []
         for hs, s in zip(self._handles, vectors, strict=True):
@@ -77,8 +78,8 @@ class LinearizedGradient:
             )
 
     def mark_stops(self) -> None:
-        """For a private graph that is differentiated later, by other means: let its moments be exact for good."""
-        moments.mark(self._stops)
+        """For a private graph that is differentiated later, by other means: let it be exact for good."""
+        second_derivatives.apply(self._marks)
 
 
 class HessianOperator:
@@ -192,7 +193,8 @@ def gradient(loss_fn: Callable[[], Any], variables: Sequence[Any]) -> tuple[Any,
             f"loss_fn returned shape {loss.shape}, dtype {loss.dtype.name}; a floating-point scalar is needed. "
             "Reduce it, for example with tf.reduce_mean"
         )
-    known = tape.gradient(loss, variables)
+    with explain("first"):
+        known = tape.gradient(loss, variables)
     return loss, [None if g is None else dense(g) for g in known]
 
 

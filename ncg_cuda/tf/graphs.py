@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -115,6 +116,26 @@ def nested_functions(ops: Iterable[Any]) -> Iterator[Any]:
                 yield definition
                 for node in definition.node_def:
                     pending.extend(_called(node.attr))
+
+
+def scope(name: str) -> str:
+    """Where in the model an operation is: the name scopes around it, which in Keras are the names of the layers."""
+    parts = [p for p in name.split("/")[:-1] if p not in ("gradients", "gradient_tape")]
+    return "/".join(p for p in parts if not re.fullmatch(r"\w+_grad(_\d+)?|PartitionedCall(_\d+)?", p))
+
+
+def calling_scope(ops: Iterable[Any], function: str) -> str:
+    """For an error message: the scopes of the operations that call the function, directly or through others."""
+    if not function:
+        return ""
+    found: set[str] = set()
+    for op in ops:
+        if any(f.signature.name == function for f in nested_functions([op])):
+            # A backward function is called outside of all scopes, with tensors that its forward function made inside.
+            forward = (i.op.name for i in op.inputs if i.op.type.endswith("Call"))
+            found.update([scope(op.name)] if scope(op.name) else map(scope, forward))
+    found.discard("")
+    return f", called in {' and '.join(map(repr, sorted(found)[:3]))}" if found else ""
 
 
 def _called(attr: Any) -> Iterator[str]:

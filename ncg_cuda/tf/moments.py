@@ -5,9 +5,10 @@ The stop is exact for first derivatives, because sum(x - mean) is 0, but it remo
 with the Hessian come out wrong by 2 to 20 percent, without any error, and still symmetric.
 
 The remedy leaves the forward pass, the first gradient and all other graphs alone: while the second backward pass is
-built, those stops, and only those, carry a registered gradient that passes through (:func:`pass_through`). Where the
-stops sit in a nested function (an inner ``tf.function``, ``tf.cond``, a loop), they cannot be reached: that raises an
-error, and :func:`exact_moments`, active while the model is built and traced, avoids the stops in the first place.
+built, those stops, and only those, carry a registered gradient that passes through
+(:mod:`ncg_cuda.tf.second_derivatives`). Where the stops sit in a nested function (an inner ``tf.function``,
+``tf.cond``, a loop), they cannot be reached: that raises an error, and :func:`exact_moments`, active while the model is
+built and traced, avoids the stops in the first place.
 """
 
 from __future__ import annotations
@@ -19,15 +20,14 @@ from contextvars import ContextVar
 from typing import Any
 
 import tensorflow as tf
-from tensorflow.core.framework import attr_value_pb2
 
-from .graphs import nested_functions
+from .graphs import calling_scope, nested_functions
 
-_GRADIENT = "NcgCudaPassThrough"
-_ATTRIBUTE = "_gradient_op_type"
+PASS_THROUGH = "NcgCudaPassThrough"
+"""The name of the gradient that a stop inside moments is to have."""
 
 
-@tf.RegisterGradient(_GRADIENT)  # type: ignore[untyped-decorator]
+@tf.RegisterGradient(PASS_THROUGH)  # type: ignore[untyped-decorator]
 def _pass_through_gradient(op: Any, gradient: Any) -> Any:
     del op
     return gradient
@@ -70,39 +70,12 @@ def find_stops(ops: Iterable[Any]) -> list[Any]:
         shown = ", ".join(nested[:3]) + (f" and {len(nested) - 3} more" if len(nested) > 3 else "")
         raise ValueError(
             "A normalization layer (or tf.nn.moments) is computed inside a nested function "
-            f"({shown}), where the second derivative of TensorFlow's moments is wrong and cannot be corrected from "
-            "outside. For Keras layers: build and train (or differentiate) the model inside "
-            "`with ncg_cuda.tf.exact_moments():`. For tf.nn.moments: compute mean(x) and mean((x - mean(x))**2) "
-            "instead. Or move it out of the inner tf.function, tf.cond or loop."
+            f"({shown}{calling_scope(ops, nested[0])}), where the second derivative of TensorFlow's moments is wrong "
+            "and cannot be corrected from outside. For Keras layers: build and train (or differentiate) the model "
+            "inside `with ncg_cuda.tf.exact_moments():`. For tf.nn.moments: compute mean(x) and "
+            "mean((x - mean(x))**2) instead. Or move it out of the inner tf.function, tf.cond or loop."
         )
     return [op for op in ops if op.type == "StopGradient" and _is_moments_stop(op)]
-
-
-@contextmanager
-def pass_through(stops: Iterable[Any]) -> Iterator[None]:
-    """While active, ``tf.gradients`` passes through the given StopGradient operations."""
-    marked = [op for op in stops if not _has_gradient(op)]
-    mark(marked)
-    try:
-        yield
-    finally:
-        for op in marked:
-            op._clear_attr(_ATTRIBUTE)
-
-
-def mark(stops: Iterable[Any]) -> None:
-    """Give the operations the gradient that passes through, for good: for a graph that nobody else differentiates."""
-    value = attr_value_pb2.AttrValue(s=_GRADIENT.encode())
-    for op in stops:
-        op._set_attr(_ATTRIBUTE, value)
-
-
-def _has_gradient(op: Any) -> bool:
-    try:
-        op.get_attr(_ATTRIBUTE)
-    except ValueError:
-        return False
-    return True
 
 
 _active: ContextVar[bool] = ContextVar("ncg_cuda_exact_moments", default=False)

@@ -201,18 +201,32 @@ def test_randomness_is_drawn_once() -> None:
     np.testing.assert_allclose(flat(first) @ flat(t), flat(operator.product(t)) @ flat(s), rtol=1e-4)
 
 
-class _Resize(layers.Layer):
+class _Dilation(layers.Layer):
+    def build(self, shape: Any) -> None:
+        self.filters = self.add_weight(shape=(2, 2, 2))
+
     def call(self, x: Any) -> Any:
-        return tf.image.resize(x, (6, 6), method="bicubic")
+        return tf.nn.dilation2d(x, self.filters, [1, 1, 1, 1], "VALID", "NHWC", [1, 1, 1, 1])
+
+
+def _resize_in_function(x: Any) -> Any:
+    return tf.function(lambda x: tf.image.resize(x, (6, 6)), autograph=False)(x)
 
 
 @pytest.mark.parametrize(
     ("layer", "message"),
     [
-        (layers.UpSampling2D(interpolation="bilinear"), "ResizeBilinearGrad.*Conv2DTranspose"),
-        (_Resize(), "ResizeBicubicGrad.*Remedy"),
-        (layers.Activation("softsign"), "SoftsignGrad.*tf.abs"),
-        (layers.Lambda(tf.nn.local_response_normalization), "LRNGrad.*BatchNormalization"),
+        (_Dilation(name="opening"), "Dilation2DBackprop.*opening.*MaxPooling2D"),
+        (
+            layers.Lambda(_resize_in_function, name="larger"),
+            "ResizeBilinearGrad.*/larger.*nested function.*inner",
+        ),
+        (layers.Lambda(lambda x: tf.image.resize(x, (2, 2), "area"), name="area"), "ResizeArea.*/area.*bilinear"),
+        (layers.Lambda(lambda x: tf.recompute_grad(tf.tanh)(x), name="again"), "recompute_grad.*keras.remat"),
+        (
+            layers.Lambda(lambda x: tf.ensure_shape(tf.py_function(tf.tanh, [x], x.dtype), x.shape), name="eager"),
+            "EagerPyFunc.*eager.*TensorFlow operations",
+        ),
     ],
 )
 def test_operations_without_second_derivative_are_named(layer: Any, message: str) -> None:
