@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .backup import BackupAndRestore
     from .check import check_curvature
     from .curvature import HessianOperator, hessian_vector_product
     from .moments import exact_moments
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from .report import StepReport
 
 _ATTRIBUTES = {
+    "BackupAndRestore": "backup",
     "HessianOperator": "curvature",
     "NewtonCG": "optimizer",
     "Objective": "objective",
@@ -27,6 +29,7 @@ _ATTRIBUTES = {
 }
 
 __all__ = [
+    "BackupAndRestore",
     "HessianOperator",
     "NewtonCG",
     "Objective",

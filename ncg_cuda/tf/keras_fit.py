@@ -120,13 +120,24 @@ def _attach(model: Any, optimizer: Any) -> None:
             step.found(loss, dict(signature.bind(*args, **kwargs).arguments))
         return loss
 
+    _leave_cudnn(model)
     # The instance's dictionary, not setattr: Keras would track the wrappers as part of the model.
     model.__dict__["train_step"] = noting_train_step
     model.__dict__["compute_loss"] = noting_compute_loss
     model.__dict__["_ncg_cuda_attached"] = True
 
 
+def _leave_cudnn(model: Any) -> None:
+    """LSTM and GRU layers take a fused kernel of cuDNN on a GPU, which has no second derivative."""
+    chosen = [layer for layer in model._flatten_layers() if getattr(layer, "use_cudnn", False) == "auto"]
+    for layer in chosen:
+        layer.use_cudnn = False
+    model.__dict__["_ncg_cuda_without_cudnn"] = chosen
+
+
 def _detach(model: Any) -> None:
+    for layer in model.__dict__.pop("_ncg_cuda_without_cudnn", ()):
+        layer.use_cudnn = "auto"
     if model.__dict__.pop("_ncg_cuda_attached", False):
         model.__dict__.pop("train_step", None)
         model.__dict__.pop("compute_loss", None)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import tensorflow as tf
 
-from .curvature import LinearizedGradient
-from .gauss_newton import LinearizedOutputs
 from .scaling import dot, power_of_two, times
 from .solver import solve
 
@@ -26,7 +24,8 @@ class Step:
 
 
 def newton_step(
-    linear: LinearizedGradient | LinearizedOutputs,
+    product: Callable[[Sequence[Any]], list[Any]],
+    gradients: Sequence[Any],
     *,
     clipped: Sequence[Any],
     learning_rate: Any,
@@ -39,7 +38,8 @@ def newton_step(
     """Solve (H + tau I) d = -clipped and fall back where the result is no descent direction.
 
     Args:
-        linear: the gradient g, differentiable, with its product.
+        product: the product with H, undamped.
+        gradients: the gradient g, one tensor per variable.
         clipped: the gradient after clipping, or g itself.
         learning_rate: a scalar, not multiplied in here; looked at for being finite, and by ``max_step``.
         tau: see :func:`ncg_cuda.tf.solver.solve`, as for the following.
@@ -52,9 +52,8 @@ def newton_step(
         The direction: d; or -clipped if d is zero, not finite or no descent direction for g; or zero, to skip the step,
         if gradient or learning rate is not finite.
     """
-    gradients = linear.gradients
     b = [-g for g in clipped]
-    direction, report = solve(linear.product, b, tau=tau, cg_tol=cg_tol, max_iter=max_iter, path=path)
+    direction, report = solve(product, b, tau=tau, cg_tol=cg_tol, max_iter=max_iter, path=path)
 
     # Sums of squares of vectors near 1, so that a loss of any scale is judged alike.
     g_scale, d_scale = power_of_two(gradients), power_of_two(direction)

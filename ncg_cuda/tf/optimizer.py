@@ -8,8 +8,11 @@ A step takes the gradient g that Keras (or :meth:`NewtonCG.minimize`) computed, 
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any
 
 import keras
@@ -27,7 +30,6 @@ from .parameters import (
     RUNS_EAGERLY,
     check_parameters,
     checked_learning_rate,
-    refuse_unsupported,
 )
 
 if keras.backend.backend() != "tensorflow":
@@ -38,7 +40,23 @@ if keras.backend.backend() != "tensorflow":
 
 keras_fit.install()
 
+logger = logging.getLogger("ncg_cuda")
+
 _CACHED_LOSSES = 16
+
+
+@dataclass
+class _Gradients:
+    """What a step knows of its gradient beside what Keras hands on."""
+
+    raw: list[Any]
+    """Of this batch (on this replica), as TensorFlow differentiated it: the Hessian is its derivative."""
+    unclipped: list[Any]
+    """What becomes the right-hand side, before clipping: over all replicas and accumulated batches."""
+
+
+# Not an attribute: the replicas of a tf.distribute strategy trace in turns, each in a thread of its own.
+_gradients: ContextVar[_Gradients | None] = ContextVar("ncg_cuda_gradients", default=None)
 
 
 @keras.saving.register_keras_serializable(package="ncg_cuda")
@@ -62,16 +80,21 @@ class NewtonCG(keras.optimizers.Optimizer):  # type: ignore[misc]
         report_loss_after: also evaluate the loss at the new weights, on the same batch and with the same random
             numbers, for :attr:`last_step`. Costs about 0.3 gradients per step.
         path: ``"auto"``, ``"op"`` or ``"plain"``: which implementation of CG, see :func:`ncg_cuda.tf.solver.solve`.
+        weight_decay: shrink the weights by learning_rate * weight_decay at each step, decoupled from the solve as in
+            AdamW. For a penalty that Newton's step sees, use a regularizer on the layers.
         clipnorm, clipvalue, global_clipnorm: clip the right-hand side -g; the curvature is that of the loss as it is.
+        gradient_accumulation_steps: batches whose mean gradient makes one step, in the last of them. The curvature is
+            that of the last batch alone: Keras keeps no earlier ones.
         use_ema, ema_momentum, ema_overwrite_frequency, loss_scale_factor: as in every Keras optimizer.
         name: the optimizer's name.
 
     A non-finite gradient or learning rate skips the step; a direction that is not finite or not a descent direction is
     replaced by -g. Both are counted in :attr:`last_step`. All trainable variables must be float32, or all float64.
 
+    Under a ``tf.distribute`` strategy all replicas solve one system together: gradient and products are summed over them.
+
     Raises:
-        ValueError: a parameter out of range; ``weight_decay`` (use a regularizer, whose curvature then counts) or
-            ``gradient_accumulation_steps``, which are not supported.
+        ValueError: a parameter out of range.
     """
 
     wants_objective = True  # read by keras_fit
@@ -87,8 +110,8 @@ class NewtonCG(keras.optimizers.Optimizer):  # type: ignore[misc]
         max_step: float | None = 1.0,
         report_loss_after: bool = False,
         path: str = "auto",
-        weight_decay: None = None,
-        gradient_accumulation_steps: None = None,
+        weight_decay: float | None = None,
+        gradient_accumulation_steps: int | None = None,
         clipnorm: float | None = None,
         clipvalue: float | None = None,
         global_clipnorm: float | None = None,
@@ -99,9 +122,10 @@ class NewtonCG(keras.optimizers.Optimizer):  # type: ignore[misc]
         name: str = "newton_cg",
     ) -> None:
         check_parameters(tau=tau, cg_tol=cg_tol, max_iter=max_iter, max_step=max_step, path=path, curvature=curvature)
-        refuse_unsupported(weight_decay=weight_decay, gradient_accumulation_steps=gradient_accumulation_steps)
         super().__init__(
             checked_learning_rate(learning_rate),
+            weight_decay=weight_decay,
+            gradient_accumulation_steps=gradient_accumulation_steps,
             clipnorm=clipnorm,
             clipvalue=clipvalue,
             global_clipnorm=global_clipnorm,
@@ -120,7 +144,9 @@ class NewtonCG(keras.optimizers.Optimizer):  # type: ignore[misc]
             "report_loss_after": bool(report_loss_after),
             "path": path,
         }
-        self._report = self.add_variable(shape=(len(report.FIELDS),), dtype="float64", name="step_report")
+        self._report = self.add_variable(
+            shape=(len(report.FIELDS),), dtype="float64", name="step_report", aggregation="only_first_replica"
+        )
         self._traced: dict[Any, Any] = {}
 
     # Fixed, because traced training functions hold them: for other settings make a new optimizer.
@@ -212,24 +238,48 @@ class NewtonCG(keras.optimizers.Optimizer):  # type: ignore[misc]
         return super().scale_loss(loss)
 
     def _backend_apply_gradients(self, grads: Sequence[Any], trainable_variables: Sequence[Any]) -> None:
-        if tf.distribute.get_strategy().num_replicas_in_sync > 1:
-            raise ValueError(
-                "NewtonCG does not support a tf.distribute strategy with several replicas; train on one device"
-            )
         check_variables(trainable_variables)
-        gradients = [dense(g) for g in grads]
-        linear = self._linearized(gradients, trainable_variables)
+        raw = [dense(g) for g in grads]
+        if self.gradient_accumulation_steps:
+            logger.info("NewtonCG: the curvature of an accumulated step is that of its last batch")
+        token = _gradients.set(_Gradients(raw, raw))
+        try:
+            # Keras accumulates, clips and decays, and calls what follows.
+            super()._backend_apply_gradients(_over_replicas(raw), trainable_variables)
+        finally:
+            _gradients.reset(token)
+
+    def _clip_gradients(self, grads: Sequence[Any]) -> Sequence[Any]:
+        known = _gradients.get()
+        assert known is not None
+        known.unclipped = list(grads)
+        clipped: Sequence[Any] = super()._clip_gradients(grads)
+        return clipped
+
+    def _backend_update_step(
+        self, grads: Sequence[Any], trainable_variables: Sequence[Any], learning_rate: Any
+    ) -> None:
+        known = _gradients.get()
+        assert known is not None
+        matrix = self._linearized(known.raw, trainable_variables)
         step = newton_step(
-            linear,
-            clipped=super()._clip_gradients(gradients),
-            learning_rate=self.learning_rate,
+            lambda vectors: _over_replicas(matrix.product(vectors)),
+            known.unclipped,
+            clipped=grads,
+            learning_rate=learning_rate,
             tau=self.tau,
             cg_tol=self.cg_tol,
             max_iter=self.max_iter,
             max_step=self.max_step,
             path=self.path,
         )
-        super()._backend_apply_gradients(step.direction, trainable_variables)
+        # The base class would sum the direction, the same on every replica, over them.
+        tf.__internal__.distribute.interim.maybe_merge_call(
+            self._distributed_tf_update_step,
+            self._distribution_strategy,
+            list(zip(step.direction, map(raw_variable, trainable_variables), strict=True)),
+            learning_rate,
+        )
         self._report.assign(self._numbers(step))
 
     def _linearized(self, gradients: list[Any], variables: Sequence[Any]) -> LinearizedGradient | LinearizedOutputs:
@@ -253,9 +303,6 @@ class NewtonCG(keras.optimizers.Optimizer):  # type: ignore[misc]
         if not matrix.has_curvature:
             raise ValueError(PIECEWISE_LINEAR)
         return matrix
-
-    def _clip_gradients(self, grads: Sequence[Any]) -> Sequence[Any]:
-        return grads  # Keras would clip the direction; the gradient is clipped above
 
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
         """Move the variable by learning_rate times ``gradient``, which is the direction d here."""
@@ -291,6 +338,14 @@ class NewtonCG(keras.optimizers.Optimizer):  # type: ignore[misc]
         config: dict[str, Any] = super().get_config()
         config.update(self._settings)
         return config
+
+
+def _over_replicas(tensors: Sequence[Any]) -> list[Any]:
+    """The sum over the replicas of a ``tf.distribute`` strategy: Keras divides each replica's loss by their number."""
+    context = tf.distribute.get_replica_context()
+    if context is None or context.num_replicas_in_sync == 1:
+        return list(tensors)
+    return list(context.all_reduce(tf.distribute.ReduceOp.SUM, list(tensors)))
 
 
 def _zeros_for_none(gradients: Sequence[Any], variables: Sequence[Any]) -> list[Any]:

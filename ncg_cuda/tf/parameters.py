@@ -49,20 +49,6 @@ def check_parameters(*, tau: Any, cg_tol: Any, max_iter: Any, max_step: Any, pat
         raise ValueError(f"path={path!r} is not known; allowed: {', '.join(map(repr, PATHS))}")
 
 
-def refuse_unsupported(*, weight_decay: Any, gradient_accumulation_steps: Any) -> None:
-    """Raise a ValueError for what every Keras optimizer has and this one would do wrongly."""
-    if weight_decay:
-        raise ValueError(
-            f"weight_decay={weight_decay!r} is not supported: Newton's step must see the penalty's curvature. "
-            "Use kernel_regularizer=keras.regularizers.L2(...) on the layers"
-        )
-    if gradient_accumulation_steps:
-        raise ValueError(
-            f"gradient_accumulation_steps={gradient_accumulation_steps!r} is not supported: the curvature would be "
-            "that of the last batch alone. Use a larger batch"
-        )
-
-
 def checked_learning_rate(learning_rate: Any) -> Any:
     """A schedule or callable as it is, a number as a float; raises a ValueError for anything else."""
     if isinstance(learning_rate, keras.optimizers.schedules.LearningRateSchedule) or callable(learning_rate):

@@ -150,6 +150,9 @@ def check_numbers(*, tau: Any, cg_tol: Any, max_iter: Any) -> None:
 
 
 def _why_no_op() -> str | None:
+    replicas = tf.distribute.get_strategy().num_replicas_in_sync
+    if replicas > 1:
+        return f"{replicas} replicas of a tf.distribute strategy take this step together, which the op cannot"
     if in_xla():
         return (
             "this function is compiled by XLA, which has no kernel for it. Where TensorFlow sees a GPU, Keras asks for "

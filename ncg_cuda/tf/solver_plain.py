@@ -179,7 +179,11 @@ def _choose_q_scale(mean_square: Any, dtype: Any) -> Any:
 
 
 def _must_unroll() -> bool:
-    """XLA on the CPU runs a convolution inside a loop about 30 times slower than outside: unroll the loop there."""
+    """XLA on the CPU runs a convolution inside a loop about 30 times slower than outside, and ``tf.distribute`` refuses
+    to reduce over replicas inside one: unroll the loop there.
+    """
+    if tf.distribute.get_strategy().num_replicas_in_sync > 1:
+        return True
     if not in_xla() or tf.config.list_logical_devices("GPU"):
         return False
     return any("Conv" in op.type for graph in graph_chain() for op in graph.get_operations())

@@ -336,8 +336,7 @@ def test_config_round_trip() -> None:
         ({"learning_rate": float("nan")}, "learning_rate=nan"),
         ({"learning_rate": "fast"}, "learning_rate='fast'"),
         ({"path": "gpu"}, "path='gpu'"),
-        ({"weight_decay": 0.1}, "weight_decay=0.1.*regularizer"),
-        ({"gradient_accumulation_steps": 4}, "gradient_accumulation_steps=4"),
+        ({"gradient_accumulation_steps": 1}, "gradient_accumulation_steps"),
     ],
 )
 def test_bad_parameters(arguments: dict[str, Any], message: str) -> None:
