@@ -2,6 +2,7 @@
 #
 #   make demo    train two scenarios with Newton-CG, Adam and SGD; results in out/demo
 #   make test    the tests
+#   make check-layers  products through every layer and operation, against finite differences (about 3 minutes)
 #   make check-native  the CUDA engine on the CPU, under sanitizers, and with seeded faults (about 5 minutes)
 #   make gpu-check     on a machine with a GPU: tests, sanitizers, benchmark, in 8 minutes (without a GPU: error 3)
 #   make gpu-check-tf  the TensorFlow op on a GPU: make gpu-check-tf TENSORFLOW=tensorflow-cuda
@@ -21,7 +22,7 @@ BIN := $(VENV)/bin
 NATIVE := CMakeLists.txt pyproject.toml $(shell find csrc bindings cmake -type f)
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: help build demo test check-native lint format bench clean
+.PHONY: help build demo test check-layers check-native lint format bench clean
 help:
 	@sed -n '2,/^PYTHON/p' Makefile | sed -n 's/^# \{0,1\}//p'
 
@@ -50,6 +51,9 @@ demo: $(VENV)/.built
 
 test: $(VENV)/.built
 	$(BIN)/python -m pytest
+
+check-layers: $(VENV)/.built
+	$(BIN)/python -m pytest -m slow
 
 check-native: $(VENV)/.built
 	$(BIN)/python .ci/requirements.py native > $(VENV)/native.txt

@@ -25,6 +25,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from . import second_derivatives
 from .curvature import LinearizedGradient, dense
 from .differentiable import check_twice_differentiable, explain
 from .graphs import ancestors, depending_on, graph_chain, handles
@@ -109,13 +110,20 @@ class LinearizedOutputs:
 
     def _transpose(self) -> None:
         """W = Jᵀ u, whose derivative by u in the direction s is J s."""
-        self._u = [tf.zeros_like(z) for z in self._z]
+        # Ones: some backward passes, linear as they are, divide by what they are given or take its logarithm.
+        self._u = [tf.ones_like(z) for z in self._z]
         parts = tf.gradients(self._z, self._flat, grad_ys=self._u)
         if all(part is None for part in parts):
             raise ValueError("the outputs that were given do not depend on the variables in this graph")
         self._w = [None if part is None else dense(part) for part in parts]
         known = [part for part in self._w if part is not None]
-        check_twice_differentiable(depending_on(self._u, ancestors(known)))
+        # From u to w the backward pass is linear: what the forward pass holds constant makes no difference.
+        path = depending_on(self._u, ancestors(known))
+        check_twice_differentiable(path)
+        self._marks = second_derivatives.find_local(path)
+        path = depending_on(self._z, ancestors(self._slopes))
+        check_twice_differentiable(path)
+        self._marks += second_derivatives.find(path)
 
     def _bends(self) -> bool:
         curved = tf.gradients(self._slopes, self._z, grad_ys=[tf.zeros_like(d) for d in self._slopes])
@@ -133,7 +141,7 @@ class LinearizedOutputs:
         """J s: one tensor per output that the loss depends on."""
         spread = [s for s, hs in zip(vectors, self._handles, strict=True) for _ in hs]
         pairs = [(w, s) for w, s in zip(self._w, spread, strict=True) if w is not None]
-        with explain():
+        with second_derivatives.applied(self._marks), explain():
             out = tf.gradients([w for w, _ in pairs], self._u, grad_ys=[s for _, s in pairs])
         return [tf.zeros_like(z) if t is None else dense(t) for t, z in zip(out, self._z, strict=True)]
 
@@ -141,7 +149,7 @@ class LinearizedOutputs:
         """C v for one tensor per output."""
         if self.kind == "empirical-fisher":
             return _outer_products(self._slopes, tangents)
-        with explain():
+        with second_derivatives.applied(self._marks), explain():
             out = tf.gradients(self._slopes, self._z, grad_ys=list(tangents), stop_gradients=self._z)
         return [tf.zeros_like(z) if t is None else dense(t) for t, z in zip(out, self._z, strict=True)]
 

@@ -91,7 +91,8 @@ class NewtonCG(keras.optimizers.Optimizer):  # type: ignore[misc]
     A non-finite gradient or learning rate skips the step; a direction that is not finite or not a descent direction is
     replaced by -g. Both are counted in :attr:`last_step`. All trainable variables must be float32, or all float64.
 
-    Under a ``tf.distribute`` strategy all replicas solve one system together: gradient and products are summed over them.
+    Under a ``tf.distribute`` strategy all replicas solve one system together: gradient and products are summed over
+    them.
 
     Raises:
         ValueError: a parameter out of range.

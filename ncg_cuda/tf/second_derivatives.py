@@ -54,9 +54,14 @@ def find(path: Iterable[Any]) -> list[Mark]:
         ValueError: moments in a nested function; see :func:`ncg_cuda.tf.moments.find_stops`.
     """
     path = list(path)
-    stops = [(op, moments.PASS_THROUGH) for op in moments.find_stops(path)]
+    return [(op, moments.PASS_THROUGH) for op in moments.find_stops(path)] + find_local(path)
+
+
+def find_local(path: Iterable[Any]) -> list[Mark]:
+    """As :func:`find`, but for the stops in moments: for derivatives to which they make no difference."""
+    path = list(path)
     between = {id(op) for op in path}
-    return stops + [(op, LOCAL[op.type]) for op in path if op.type in LOCAL and _concerned(op, between)]
+    return [(op, LOCAL[op.type]) for op in path if op.type in LOCAL and _concerned(op, between)]
 
 
 def _concerned(op: Any, path: set[int]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -273,10 +274,8 @@ def test_interrupted_and_resumed_training_has_the_same_losses(
 
     def train(*callbacks: Any) -> tuple[keras.Model, list[float]]:
         losses, model = Losses(), dropping()
-        try:
+        with contextlib.suppress(Stop):
             fitted(model, NewtonCG(0.5, **options), epochs=3, batch_size=16, callbacks=[*callbacks, losses])
-        except Stop:
-            pass
         return model, losses.seen
 
     directory = str(tmp_path / "backup")

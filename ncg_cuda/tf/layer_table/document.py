@@ -9,7 +9,7 @@ from .row import HELD, REFUSED, Row
 
 _HEAD = """# Layers and operations
 
-What a product with the Hessian is worth through each layer and operation. `tests/tf/test_layer_table.py` checks every
+What a product with the Hessian, or the Gauss-Newton matrix, is worth through each layer and operation. `tests/tf/test_layer_table.py` checks every
 row; this file is written by
 
     python -m ncg_cuda.tf.layer_table > docs/layers.md
@@ -17,7 +17,8 @@ row; this file is written by
 and `python -m ncg_cuda.tf.layer_table --check` measures all rows on your installation. For your own model, loss and
 data use `ncg_cuda.tf.check_curvature`.
 
-- **exact**: agrees with finite differences of the gradient in float64, relative error at most 1e-6.
+- **exact**: agrees with finite differences (of the gradient; for Gauss-Newton, of the outputs and of the loss's slope)
+  in float64, relative error at most 1e-6.
 - **exact (float32)**: the same at most 1e-4; TensorFlow computes this one in float32 only, so that finite differences
   show no more digits.
 - **exact, stops held**: exact for the loss in which the values that the layer itself declares constant
@@ -31,16 +32,17 @@ derivative at a kink counts as zero.
 _HEADER = """
 ## {group}
 
-| layer or operation | Hessian product | remedy |
-|---|---|---|
+| layer or operation | Hessian | Gauss-Newton | remedy |
+|---|---|---|---|
 """
 
 
-def verdict(row: Row) -> str:
+def verdict(row: Row, product: str) -> str:
     """What the table says about a row."""
-    if row.expect == REFUSED:
+    promise = row.promise(product)
+    if promise == REFUSED:
         return "refused"
-    if row.expect == HELD:
+    if promise == HELD:
         return "exact, stops held"
     return "exact (float32)" if row.single else "exact"
 
@@ -54,6 +56,8 @@ def markdown(rows: Iterable[Row]) -> str:
     for group, members in groups.items():
         parts.append(_HEADER.format(group=group))
         parts += [
-            f"| {row.name} | {verdict(row)} | {remedy(row.op) if row.expect == REFUSED else ''} |\n" for row in members
+            f"| {row.name} | {verdict(row, 'hessian')} | {verdict(row, 'gauss-newton')} | "
+            f"{remedy(row.op) if row.expect == REFUSED else ''} |\n"
+            for row in members
         ]
     return "".join(parts)

@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from ..curvature import HessianOperator
+from ..gauss_newton import LinearizedOutputs
 from ..graphs import raw_variable
 from ..stops import held_stops
 from .row import HELD, Problem, Row
@@ -72,7 +73,49 @@ def _hessian_truth(problem: Problem, s: Sequence[Any], row: Row) -> list[Any]:
     return differences(gradient, problem.variables, s, row.step)
 
 
-PRODUCTS: dict[str, tuple[Callable[..., list[Any]], Callable[..., list[Any]]]] = {"hessian": (hessian, hessian_truth)}
+def gauss_newton(problem: Problem, s: Sequence[Any]) -> list[Any]:
+    """The library's product with the Gauss-Newton matrix."""
+
+    @tf.function(autograph=False)  # type: ignore[untyped-decorator]
+    def product(*s: Any) -> Any:
+        z = problem.outputs()
+        return LinearizedOutputs(problem.loss(z), [z], problem.variables).product(s)
+
+    return list(product(*s))
+
+
+def gauss_newton_truth(problem: Problem, s: Sequence[Any], row: Row) -> list[Any]:
+    """Jᵀ H J s: Js by finite differences of the outputs, H v by those of the loss's slope, Jᵀ u by a first gradient."""
+    stops = held_stops if row.promise("gauss-newton") == HELD else nullcontext
+    with stops():
+        problem.outputs()
+        return _gauss_newton_truth(problem, s, row)
+
+
+def _gauss_newton_truth(problem: Problem, s: Sequence[Any], row: Row) -> list[Any]:
+    raw = [raw_variable(v) for v in problem.variables]
+    outputs = tf.function(lambda: [problem.outputs()], autograph=False)
+    (tangent,) = differences(outputs, problem.variables, s, row.step)
+    z = tf.Variable(outputs()[0])
+
+    @tf.function(autograph=False)  # type: ignore[untyped-decorator]
+    def slope() -> Any:
+        return tf.gradients(problem.loss(tf.convert_to_tensor(z)), [z])
+
+    (curved,) = differences(slope, [z], [tangent], row.step)
+
+    @tf.function(autograph=False)  # type: ignore[untyped-decorator]
+    def back() -> Any:
+        found = tf.gradients(problem.outputs(), raw, grad_ys=tf.constant(curved), unconnected_gradients="zero")
+        return [tf.convert_to_tensor(g) for g in found]
+
+    return list(back())
+
+
+PRODUCTS: dict[str, tuple[Callable[..., list[Any]], Callable[..., list[Any]]]] = {
+    "hessian": (hessian, hessian_truth),
+    "gauss-newton": (gauss_newton, gauss_newton_truth),
+}
 """Which product: the library's, and the independent truth."""
 
 

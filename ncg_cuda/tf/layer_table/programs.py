@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from .row import group
+from .row import EXACT, group
 
 M = (4, 5)
 IMAGE = (1, 4, 5, 2)
@@ -97,12 +97,16 @@ CONTROL += group(
 )
 CONTROL += group("Control flow and custom gradients", {"tf.py_function": (_python, M)}, op="EagerPyFunc")
 CONTROL += group(
-    "Control flow and custom gradients", {"tf.numpy_function with a gradient in NumPy": (_numpy, M)}, op="PyFunc"
+    "Control flow and custom gradients",
+    {"tf.numpy_function with a gradient in NumPy": (_numpy, M)},
+    op="PyFunc",
+    gauss_newton=EXACT,
 )
 CONTROL += group(
     "Control flow and custom gradients",
     {"tf.nn.moments inside a tf.function": (_nested_moments, M)},
     op="nested function",
+    gauss_newton=EXACT,
 )
 CONTROL += group(
     "Control flow and custom gradients",
@@ -113,6 +117,7 @@ CONTROL += group(
     "Control flow and custom gradients",
     {"cross entropy inside a tf.function, labels trained": (_nested_entropy, M, M)},
     op="SoftmaxCrossEntropyWithLogits",
+    gauss_newton=EXACT,
 )
 
 

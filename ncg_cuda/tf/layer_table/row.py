@@ -48,6 +48,8 @@ class Row:
             values that the layer itself passes through ``stop_gradient`` keep their values; ``"refused"``: an error.
         op: for ``"refused"``, what the error names.
         single: TensorFlow computes it in float32 only, so that differences show its rounding.
+        gauss_newton: what is promised for products with the Gauss-Newton matrix, where that is something else: these
+            need no second derivative of the layer.
     """
 
     group: str
@@ -56,6 +58,11 @@ class Row:
     expect: str = EXACT
     op: str = ""
     single: bool = False
+    gauss_newton: str = ""
+
+    def promise(self, product: str) -> str:
+        """What is promised for one of the products."""
+        return self.gauss_newton or self.expect if product == "gauss-newton" else self.expect
 
     @property
     def tolerance(self) -> float:
@@ -92,7 +99,9 @@ def op(function: Callable[..., Any], *shapes: Any, single: bool = False) -> Call
 
 
 def group(heading: str, rows: dict[str, Any], single: bool = False, **refused: str) -> list[Row]:
-    """Rows from ``name: (function, shape, ...)``; with ``op=...`` they are refused because of that operation."""
+    """Rows from ``name: (function, shape, ...)``; with ``op=...`` they are refused because of that operation, with
+    ``gauss_newton=EXACT`` only where the product is one with the Hessian.
+    """
     expect = {"expect": REFUSED, **refused} if refused else {}
     return [
         Row(heading, name, op(function, *shapes, single=single), single=single, **expect)
