@@ -22,17 +22,18 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from .curvature_batch import Evaluated
 from .graphs import raw_variable
 from .objective import Objective, RecordingScope, Values, provide, replaced, withdraw
 from .outputs import expected_labels, outputs_of
 
 
 class _Reached(Exception):
-    """Carries the loss out of a repeated train_step."""
+    """Carries the loss, and what compute_loss was given, out of a repeated train_step."""
 
-    def __init__(self, loss: Any) -> None:
+    def __init__(self, loss: Any, batch: dict[str, Any]) -> None:
         super().__init__()
-        self.loss = loss
+        self.loss, self.batch = loss, batch
 
 
 class _Step:
@@ -55,7 +56,7 @@ class _Step:
     def found(self, loss: Any, batch: dict[str, Any]) -> None:
         """Called with the loss each time ``compute_loss`` returns."""
         if self.repeating:
-            raise _Reached(loss)
+            raise _Reached(loss, batch)
         again = self.objective is not None
         names = ("x", "y", "y_pred", "sample_weight")
         self.objective = Objective(
@@ -64,6 +65,8 @@ class _Step:
             self.evaluate,
             outputs=outputs_of(batch.get("y_pred")),
             fisher_loss=lambda: self.fisher_loss(loss, batch),
+            data=self.data,
+            on=self.on,
             **{name: batch.get(name) for name in names},
         )
         if again:
@@ -79,15 +82,25 @@ class _Step:
             return self.compute_loss(**{**batch, "y": labels})
 
     def evaluate(self, values: Values) -> Any:
-        """The loss at the values, by repeating train_step up to its loss."""
+        """The loss at the values."""
+        return self.repeat(values, self.data).loss
+
+    def on(self, data: Any) -> Evaluated:
+        """The loss on other data."""
+        reached = self.repeat(None, data)
+        loss, batch = reached.loss, reached.batch
+        return Evaluated(loss, outputs_of(batch.get("y_pred")), lambda: self.fisher_loss(loss, batch))
+
+    def repeat(self, values: Values, data: Any) -> _Reached:
+        """Repeat train_step up to its loss."""
         # Variables born in this trace are missing, but tf.function throws such a trace away and makes another one.
         state = [(v, self.before[id(v)]) for v in self.model.non_trainable_variables if id(v) in self.before]
         self.repeating = True
         try:
             with replaced(self.model.trainable_variables, values, state):
-                self.train_step(self.data)
+                self.train_step(data)
         except _Reached as reached:
-            return reached.loss
+            return reached
         finally:
             self.repeating = False
         raise RuntimeError("train_step returned without calling compute_loss, although it did so before")

@@ -22,6 +22,7 @@ import keras
 import tensorflow as tf
 
 from .curvature import gradient
+from .curvature_batch import Evaluated
 from .graphs import ancestors, nested_functions, raw_variable
 
 Values = Sequence[Any] | None
@@ -35,6 +36,7 @@ class Objective:
         loss: the step's loss, a scalar tensor, before any loss scaling.
         x, y, y_pred, sample_weight: the batch and the model's output in ``fit``; None in ``minimize``.
         outputs: the tensors between the model and its loss, as far as they are known.
+        data: in ``fit``, the batch as train_step got it: a nest of tensors; None in ``minimize``.
     """
 
     def __init__(
@@ -49,17 +51,42 @@ class Objective:
         sample_weight: Any = None,
         outputs: Sequence[Any] = (),
         fisher_loss: Callable[[], Any] | None = None,
+        data: Any = None,
+        on: Callable[[Any], Evaluated] | None = None,
     ) -> None:
         self.variables = list(variables)
         self.loss = loss
         self.x, self.y, self.y_pred, self.sample_weight = x, y, y_pred, sample_weight
         self.outputs = list(outputs)
         self._evaluate, self._fisher_loss = evaluate, fisher_loss
+        self.data, self._on = data, on
         self._refusal: str | None = None
 
     def refuse(self, why: str) -> None:
         """Make every later :meth:`loss_at` raise: the loss is known not to be reproducible."""
         self._refusal = self._refusal or why
+
+    def evaluated(self, gradients: Sequence[Any]) -> Evaluated:
+        """The loss as it is, with its gradient."""
+        return Evaluated(self.loss, self.outputs, self.fisher_loss, gradients)
+
+    def on(self, data: Any) -> Evaluated:
+        """The loss on other data, built in the graph under construction; nothing that it assigns takes effect.
+
+        Raises:
+            RuntimeError: in ``minimize``, whose loss_fn takes no data.
+        """
+        self.require_data()
+        assert self._on is not None
+        return self._on(data)
+
+    def require_data(self) -> None:
+        """Raise a RuntimeError where the loss cannot be built on other data."""
+        if self._on is None:
+            raise RuntimeError(
+                "curvature_batch_size, micro_batch_size and curvature_data need the data of fit; for minimize, give it "
+                "a curvature_loss_fn, or several"
+            )
 
     def fisher_loss(self) -> Any:
         """The loss with the labels replaced by what the model expects, held fixed; None where the loss will do.
@@ -204,6 +231,13 @@ def from_loss_fn(
 
     objective = Objective(variables, loss, evaluate, outputs=outputs, fisher_loss=lambda: fisher_loss)
     return objective, gradients, scope.commit
+
+
+def evaluated_loss_fn(loss_fn: Callable[[], Any]) -> Evaluated:
+    """``loss_fn()`` built in the graph under construction; Keras variables that it assigns keep their values."""
+    with RecordingScope():
+        loss, outputs, fisher_loss = unpacked(loss_fn())
+    return Evaluated(tf.convert_to_tensor(loss), outputs, lambda: fisher_loss)
 
 
 _RANDOM = {

@@ -19,14 +19,12 @@ import keras
 import tensorflow as tf
 
 from . import keras_fit, objective, report
-from .curvature import LinearizedGradient, check_variables, dense
-from .gauss_newton import PIECEWISE_LINEAR, LinearizedOutputs
+from .curvature import check_variables, dense
+from .curvature_batch import Evaluated, Feed, Matrix, linearized, of_data, of_losses
 from .graphs import raw_variable
 from .newton import Step, newton_step
 from .parameters import (
-    NO_CURVATURE,
     NO_OBJECTIVE,
-    NO_OUTPUTS,
     RUNS_EAGERLY,
     check_parameters,
     checked_learning_rate,
@@ -57,6 +55,7 @@ class _Gradients:
 
 # Not an attribute: the replicas of a tf.distribute strategy trace in turns, each in a thread of its own.
 _gradients: ContextVar[_Gradients | None] = ContextVar("ncg_cuda_gradients", default=None)
+_curvature_losses: ContextVar[tuple[Callable[[], Any], ...]] = ContextVar("ncg_cuda_curvature_losses", default=())
 
 
 @keras.saving.register_keras_serializable(package="ncg_cuda")
@@ -75,6 +74,10 @@ class NewtonCG(keras.optimizers.Optimizer):  # type: ignore[misc]
             ``"empirical-fisher"``: positive semidefinite ones, see :mod:`ncg_cuda.tf.gauss_newton`; their products are
             cheaper, about 0.7 to 1.1 gradients. For these, a ``loss_fn`` given to :meth:`minimize` returns
             ``(loss, outputs)``; in ``fit`` nothing changes.
+        curvature_batch_size: take the curvature on so many examples of each batch (the first ones) only. The products
+            are cheaper by that ratio.
+        micro_batch_size: make the products in pieces of so many examples, one after the other, in the memory of one
+            piece. Costs 2 to 3 gradients per product, as each piece is evaluated anew in every CG iteration.
         max_step: a limit on the length of a step, |learning_rate * d| over all weights together; None for none. Without
             it, a direction of almost no curvature can throw the weights far away.
         report_loss_after: also evaluate the loss at the new weights, on the same batch and with the same random
@@ -108,6 +111,8 @@ class NewtonCG(keras.optimizers.Optimizer):  # type: ignore[misc]
         max_iter: int = 10,
         *,
         curvature: str = "hessian",
+        curvature_batch_size: int | None = None,
+        micro_batch_size: int | None = None,
         max_step: float | None = 1.0,
         report_loss_after: bool = False,
         path: str = "auto",
@@ -122,7 +127,16 @@ class NewtonCG(keras.optimizers.Optimizer):  # type: ignore[misc]
         loss_scale_factor: float | None = None,
         name: str = "newton_cg",
     ) -> None:
-        check_parameters(tau=tau, cg_tol=cg_tol, max_iter=max_iter, max_step=max_step, path=path, curvature=curvature)
+        check_parameters(
+            tau=tau,
+            cg_tol=cg_tol,
+            max_iter=max_iter,
+            max_step=max_step,
+            path=path,
+            curvature=curvature,
+            curvature_batch_size=curvature_batch_size,
+            micro_batch_size=micro_batch_size,
+        )
         super().__init__(
             checked_learning_rate(learning_rate),
             weight_decay=weight_decay,
@@ -141,6 +155,8 @@ class NewtonCG(keras.optimizers.Optimizer):  # type: ignore[misc]
             "cg_tol": float(cg_tol),
             "max_iter": int(max_iter),
             "curvature": curvature,
+            "curvature_batch_size": None if curvature_batch_size is None else int(curvature_batch_size),
+            "micro_batch_size": None if micro_batch_size is None else int(micro_batch_size),
             "max_step": None if max_step is None else float(max_step),
             "report_loss_after": bool(report_loss_after),
             "path": path,
@@ -149,22 +165,43 @@ class NewtonCG(keras.optimizers.Optimizer):  # type: ignore[misc]
             shape=(len(report.FIELDS),), dtype="float64", name="step_report", aggregation="only_first_replica"
         )
         self._traced: dict[Any, Any] = {}
+        self._feed: Feed | None = None
 
     # Fixed, because traced training functions hold them: for other settings make a new optimizer.
     tau = property(lambda self: self._settings["tau"], doc="The damping.")
     cg_tol = property(lambda self: self._settings["cg_tol"], doc="The relative tolerance of CG.")
     max_iter = property(lambda self: self._settings["max_iter"], doc="The most CG iterations per step.")
     curvature = property(lambda self: self._settings["curvature"], doc="Which matrix H is.")
+    curvature_batch_size = property(lambda self: self._settings["curvature_batch_size"], doc="Examples, or None.")
+    micro_batch_size = property(lambda self: self._settings["micro_batch_size"], doc="Examples of a piece, or None.")
     max_step = property(lambda self: self._settings["max_step"], doc="The limit on the length of a step, or None.")
     report_loss_after = property(lambda self: self._settings["report_loss_after"], doc="Whether to evaluate it.")
     path = property(lambda self: self._settings["path"], doc="Which implementation of CG is asked for.")
+
+    @property
+    def curvature_data(self) -> Feed | None:
+        """Data for the curvature in ``fit``, other than the batch of the gradient.
+
+        Set it before training to (x, y), (x, y, sample_weight) or a ``tf.data.Dataset`` of such batches. It may be more
+        than a batch: ``micro_batch_size`` bounds the memory. Not saved with the model.
+        """
+        return self._feed
+
+    @curvature_data.setter
+    def curvature_data(self, data: Any) -> None:
+        self._feed = None if data is None else Feed(data)
 
     @property
     def last_step(self) -> report.StepReport | None:
         """What the last step did, in Python numbers; None before the first. Reading it waits for the step to end."""
         return report.from_numbers(self._report.numpy())
 
-    def minimize(self, loss_fn: Callable[[], Any], variables: Sequence[Any]) -> Any:
+    def minimize(
+        self,
+        loss_fn: Callable[[], Any],
+        variables: Sequence[Any],
+        curvature_loss_fn: Callable[[], Any] | Sequence[Callable[[], Any]] | None = None,
+    ) -> Any:
         """Take one step on ``loss_fn()``.
 
         Args:
@@ -175,6 +212,8 @@ class NewtonCG(keras.optimizers.Optimizer):  # type: ignore[misc]
                 ``tf.function`` and re-uses that for the same ``loss_fn``: pass the same callable in every step, and
                 feed changing data through a ``tf.Variable``.
             variables: ``tf.Variable`` or Keras variables, the same ones in every step.
+            curvature_loss_fn: the loss whose curvature is taken, if not that of ``loss_fn``: on other data, say. Of
+                several, the mean of their curvatures, one at a time in the memory of one.
 
         Returns:
             The loss before the step, a scalar tensor.
@@ -188,28 +227,33 @@ class NewtonCG(keras.optimizers.Optimizer):  # type: ignore[misc]
         check_variables(variables)
         if not callable(loss_fn):
             raise ValueError(f"loss_fn is a {type(loss_fn).__name__}; a callable without arguments is needed")
+        losses = () if curvature_loss_fn is None else curvature_loss_fn
+        losses = (losses,) if callable(losses) else tuple(losses)
+        if not all(callable(fn) for fn in losses):
+            raise ValueError(f"curvature_loss_fn is {curvature_loss_fn!r}; give callables without arguments")
         if not tf.executing_eagerly():
-            return self._minimize(loss_fn, variables)
+            return self._minimize(loss_fn, variables, losses)
         if not self.built:
             self.build(variables)
-        key = (loss_fn, tuple(id(v) for v in variables))
+        key = (loss_fn, losses, tuple(id(v) for v in variables))
         step = self._traced.get(key)
         if step is None:
             while len(self._traced) >= _CACHED_LOSSES:
                 self._traced.pop(next(iter(self._traced)))
-            step = self._traced[key] = tf.function(lambda: self._minimize(loss_fn, variables), autograph=False)
+            step = self._traced[key] = tf.function(lambda: self._minimize(loss_fn, variables, losses), autograph=False)
         return step()
 
-    def _minimize(self, loss_fn: Callable[[], Any], variables: list[Any]) -> Any:
+    def _minimize(self, loss_fn: Callable[[], Any], variables: list[Any], losses: tuple[Callable[[], Any], ...]) -> Any:
         self._refuse_eager()
         found, gradients, commit = objective.from_loss_fn(loss_fn, variables)
         if all(g is None for g in gradients):
             names = ", ".join(repr(raw_variable(v).name) for v in variables)
             raise ValueError(f"the loss depends on none of the variables ({names}): there is nothing to minimize")
-        token = objective.provide(self, found)
+        token, chosen = objective.provide(self, found), _curvature_losses.set(losses)
         try:
             self.apply(_zeros_for_none(gradients, variables), variables)
         finally:
+            _curvature_losses.reset(chosen)
             objective.withdraw(token)
         commit()
         return found.loss
@@ -262,7 +306,7 @@ class NewtonCG(keras.optimizers.Optimizer):  # type: ignore[misc]
     ) -> None:
         known = _gradients.get()
         assert known is not None
-        matrix = self._linearized(known.raw, trainable_variables)
+        matrix = self._matrix(known.raw, trainable_variables)
         step = newton_step(
             lambda vectors: _over_replicas(matrix.product(vectors)),
             known.unclipped,
@@ -283,27 +327,23 @@ class NewtonCG(keras.optimizers.Optimizer):  # type: ignore[misc]
         )
         self._report.assign(self._numbers(step))
 
-    def _linearized(self, gradients: list[Any], variables: Sequence[Any]) -> LinearizedGradient | LinearizedOutputs:
+    def _matrix(self, gradients: list[Any], variables: Sequence[Any]) -> Matrix:
         """The matrix H of this step."""
-        if self.curvature == "hessian":
-            hessian = LinearizedGradient(gradients, variables)
-            if not hessian.has_curvature:
-                raise ValueError(NO_CURVATURE)
-            return hessian
         known = objective.current(self)
-        if known is None or not known.outputs:
-            raise RuntimeError(f"curvature={self.curvature!r} {NO_OUTPUTS}")
-        matrix = LinearizedOutputs(
-            known.loss,
-            known.outputs,
-            variables,
-            kind=self.curvature,
-            fisher_loss=known.fisher_loss() if self.curvature == "fisher" else None,
-            gradients=gradients,
-        )
-        if not matrix.has_curvature:
-            raise ValueError(PIECEWISE_LINEAR)
-        return matrix
+        losses = _curvature_losses.get()
+        if losses:
+            evaluations = [lambda loss_fn=loss_fn: objective.evaluated_loss_fn(loss_fn) for loss_fn in losses]
+            if len(losses) == 1:
+                return linearized(self.curvature, evaluations[0](), variables)
+            return of_losses(self.curvature, variables, evaluations)
+        size, micro = self.curvature_batch_size, self.micro_batch_size
+        if size is None and micro is None and self.curvature_data is None:
+            here = Evaluated(None, gradients=gradients) if known is None else known.evaluated(gradients)
+            return linearized(self.curvature, here, variables)
+        known = self._objective()
+        known.require_data()
+        data = known.data if self.curvature_data is None else self.curvature_data.next()
+        return of_data(self.curvature, variables, known.on, data, size=size, micro=micro)
 
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
         """Move the variable by learning_rate times ``gradient``, which is the direction d here."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any
 
 import keras
@@ -26,7 +26,8 @@ NO_CURVATURE = (
 
 NO_OBJECTIVE = (
     "This step has no objective: the optimizer was called with gradients only, so it cannot evaluate the loss again. "
-    "Train with fit (after compile(optimizer=...)) or minimize, or set report_loss_after=False"
+    "or build its curvature on other data. Train with fit (after compile(optimizer=...)) or minimize, or leave out "
+    "what asks for that (report_loss_after, curvature_batch_size, micro_batch_size, curvature_data)"
 )
 
 NO_OUTPUTS = (
@@ -36,10 +37,15 @@ NO_OUTPUTS = (
 )
 
 
-def check_parameters(*, tau: Any, cg_tol: Any, max_iter: Any, max_step: Any, path: Any, curvature: Any) -> None:
+def check_parameters(
+    *, tau: Any, cg_tol: Any, max_iter: Any, max_step: Any, path: Any, curvature: Any, **sizes: Any
+) -> None:
     """Raise a ValueError for a parameter out of range."""
     if curvature not in CURVATURES:
         raise ValueError(f"curvature={curvature!r} is not known; allowed: {', '.join(map(repr, CURVATURES))}")
+    for name, size in sizes.items():
+        if size is not None and (isinstance(size, bool) or not isinstance(size, Integral) or size < 1):
+            raise ValueError(f"{name}={size!r} is not allowed: give a number of examples >= 1, or None")
     if tf.is_tensor(tau) or tf.is_tensor(cg_tol):
         raise ValueError(f"tau={tau!r} and cg_tol={cg_tol!r} must be Python numbers")
     check_numbers(tau=tau, cg_tol=cg_tol, max_iter=max_iter)

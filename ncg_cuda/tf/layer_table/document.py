@@ -9,8 +9,8 @@ from .row import HELD, REFUSED, Row
 
 _HEAD = """# Layers and operations
 
-What a product with the Hessian, or the Gauss-Newton matrix, is worth through each layer and operation. `tests/tf/test_layer_table.py` checks every
-row; this file is written by
+What a product with the Hessian, or with the Gauss-Newton matrix, is worth through each layer and operation.
+`tests/tf/test_layer_table.py` checks every row; this file is written by
 
     python -m ncg_cuda.tf.layer_table > docs/layers.md
 
