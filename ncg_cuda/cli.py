@@ -13,12 +13,24 @@ from pathlib import Path
 from . import __version__
 from .compare.errors import UsageError
 
-_NEWTON_SETTINGS: dict[str, Callable[[str], float | int]] = {
+_CURVATURES = ("hessian", "gauss-newton", "fisher", "empirical-fisher")
+
+
+def _curvature(text: str) -> str:
+    if text not in _CURVATURES:
+        raise ValueError(text)
+    return text
+
+
+_NEWTON_SETTINGS: dict[str, Callable[[str], float | int | str]] = {
     "learning_rate": float,
     "tau": float,
     "cg_tol": float,
     "max_iter": int,
     "max_step": float,
+    "curvature": _curvature,
+    "curvature_batch_size": int,
+    "micro_batch_size": int,
 }
 
 
@@ -340,8 +352,8 @@ def _rates(text: str) -> tuple[float, ...]:
     return values
 
 
-def _newton_settings(text: str) -> dict[str, float | int]:
-    settings: dict[str, float | int] = {}
+def _newton_settings(text: str) -> dict[str, float | int | str]:
+    settings: dict[str, float | int | str] = {}
     for part in text.split(","):
         key, _, value = part.partition("=")
         read = _NEWTON_SETTINGS.get(key.strip())
@@ -353,7 +365,10 @@ def _newton_settings(text: str) -> dict[str, float | int]:
             settings[key.strip()] = read(value)
         except ValueError:
             kind = "a whole number" if read is int else "a number"
+            example = "1"
+            if read is _curvature:
+                kind, example = f"one of {', '.join(_CURVATURES)}", "gauss-newton"
             raise argparse.ArgumentTypeError(
-                f"{part!r}: {key.strip()} must be {kind}, such as {key.strip()}=1"
+                f"{part!r}: {key.strip()} must be {kind}, such as {key.strip()}={example}"
             ) from None
     return settings

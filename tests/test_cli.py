@@ -138,10 +138,14 @@ def test_earlier_results_are_said_to_be_replaced(
 
 def test_newton_settings_are_taken(tmp_path: Path) -> None:
     arguments = ["compare", "reg-diabetes", "--optimizers", "newton-cg", "--seeds", "1", "--epochs", "2", "--quiet"]
-    assert main([*arguments, "--newton", "max_iter=1,learning_rate=0.25", "--out", str(tmp_path)]) == 0
+    assert (
+        main([*arguments, "--newton", "max_iter=1,learning_rate=0.25,curvature=gauss-newton", "--out", str(tmp_path)])
+        == 0
+    )
     (run,) = read_json(tmp_path / "summary.json")
     assert run["learning_rate"] == 0.25
     assert run["settings"]["max_iter"] == 1
+    assert run["settings"]["curvature"] == "gauss-newton"
     assert run["hessian_products"] <= 4
 
 
@@ -157,6 +161,7 @@ def test_newton_settings_are_taken(tmp_path: Path) -> None:
         (["reg-diabetes", "--adam-rates", "0.1,-1"], "'0.1,-1' is not a comma-separated list of positive numbers"),
         (["reg-diabetes", "--newton", "damping=1"], "'damping' is not a setting; settings: learning_rate, tau"),
         (["reg-diabetes", "--newton", "max_iter=2.5"], "max_iter must be a whole number"),
+        (["reg-diabetes", "--newton", "curvature=gauss"], "curvature must be one of hessian, gauss-newton, fisher"),
         (["reg-diabetes", "--newton", "tau=-1"], "newton-cg refuses its settings on reg-diabetes: "),
         ([], "required: SCENARIO"),
     ],

@@ -25,25 +25,25 @@ class Competitor:
     """The same in every plot; told apart in greyscale and by colour-blind readers."""
     tuned: bool
     """Whether its learning rate is searched on the scenario's grid (else it is the scenario's Newton setting)."""
-    make: Callable[[float, Mapping[str, float | int]], Any]
+    make: Callable[[float, Mapping[str, float | int | str]], Any]
     """``(learning rate, further settings) -> keras optimizer``."""
 
 
-def _newton(learning_rate: float, settings: Mapping[str, float | int]) -> Any:
+def _newton(learning_rate: float, settings: Mapping[str, float | int | str]) -> Any:
     from ..tf import NewtonCG
 
     arguments: dict[str, Any] = {**settings, "learning_rate": learning_rate}
     return NewtonCG(**arguments)
 
 
-def _adam(learning_rate: float, settings: Mapping[str, float | int]) -> Any:
+def _adam(learning_rate: float, settings: Mapping[str, float | int | str]) -> Any:
     import keras
 
     del settings
     return keras.optimizers.Adam(learning_rate)
 
 
-def _sgd(learning_rate: float, settings: Mapping[str, float | int]) -> Any:
+def _sgd(learning_rate: float, settings: Mapping[str, float | int | str]) -> Any:
     import keras
 
     del settings

@@ -33,7 +33,7 @@ class Plan:
     """None: each scenario's own."""
     learning_rates: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     """Per first-order optimizer, the grid to search instead of the scenarios' own."""
-    newton: Mapping[str, float | int] = field(default_factory=dict)
+    newton: Mapping[str, float | int | str] = field(default_factory=dict)
     """Newton-CG settings that override the scenarios' own."""
     quiet: bool = False
 
@@ -41,7 +41,7 @@ class Plan:
         """The length of the runs on a scenario."""
         return self.epochs or scenario.epochs
 
-    def settings_of(self, scenario: Scenario, competitor: Competitor) -> dict[str, float | int]:
+    def settings_of(self, scenario: Scenario, competitor: Competitor) -> dict[str, float | int | str]:
         """The optimizer's settings besides the learning rate of its grid; none for a first-order optimizer."""
         return {} if competitor.tuned else {**scenario.newton, **self.newton}
 

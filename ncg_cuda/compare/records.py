@@ -75,7 +75,7 @@ class Run:
     epochs_completed: int
     diverged: bool
     """The training loss is NaN or infinite, or more than ten times that of the untrained model."""
-    settings: dict[str, float | int]
+    settings: dict[str, float | int | str]
     """Further settings of the optimizer."""
     data: str
     """Where the data came from."""

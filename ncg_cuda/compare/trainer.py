@@ -97,7 +97,7 @@ class Trainer:
         competitor: Competitor,
         *,
         batch_size: int | None = None,
-        settings: dict[str, float | int] | None = None,
+        settings: dict[str, float | int | str] | None = None,
     ) -> None:
         self.scenario, self.data, self.competitor = scenario, data, competitor
         self.samples = len(data.y_train)

@@ -50,7 +50,7 @@ class Scenario:
     """Default length of a run."""
     batch_size: int | None
     """Default batch of every optimizer; None trains on the full batch, one step an epoch."""
-    newton: Mapping[str, float | int]
+    newton: Mapping[str, float | int | str]
     """Keyword arguments of :class:`ncg_cuda.tf.NewtonCG`: the settings that newton-cg runs at. All are stated, so that
     a change of the optimizer's own defaults does not change a survey."""
     learning_rates: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
