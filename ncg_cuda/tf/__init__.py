@@ -10,21 +10,40 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .curvature import HessianOperator, hessian_vector_product
+    from .estimates import Estimate
+    from .micro_batches import MicroBatchedOperator
     from .moments import exact_moments
     from .objective import Objective
+    from .operators import CurvatureOperator
     from .optimizer import NewtonCG
     from .report import StepReport
+    from .spectrum import Spectrum
 
 _ATTRIBUTES = {
+    "CurvatureOperator": "operators",
+    "Estimate": "estimates",
     "HessianOperator": "curvature",
+    "MicroBatchedOperator": "micro_batches",
     "NewtonCG": "optimizer",
     "Objective": "objective",
+    "Spectrum": "spectrum",
     "StepReport": "report",
     "exact_moments": "moments",
     "hessian_vector_product": "curvature",
 }
 
-__all__ = ["HessianOperator", "NewtonCG", "Objective", "StepReport", "exact_moments", "hessian_vector_product"]
+__all__ = [
+    "CurvatureOperator",
+    "Estimate",
+    "HessianOperator",
+    "MicroBatchedOperator",
+    "NewtonCG",
+    "Objective",
+    "Spectrum",
+    "StepReport",
+    "exact_moments",
+    "hessian_vector_product",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -16,7 +16,7 @@ import keras
 import tensorflow as tf
 
 from . import keras_fit, objective, report
-from .curvature import LinearizedGradient, check_variables, dense
+from .curvature import LinearizedGradient, dense
 from .graphs import raw_variable
 from .newton import Step, newton_step
 from .parameters import (
@@ -27,6 +27,7 @@ from .parameters import (
     checked_learning_rate,
     refuse_unsupported,
 )
+from .vectors import check_variables
 
 if keras.backend.backend() != "tensorflow":
     raise ImportError(
