@@ -38,8 +38,8 @@ class MicroBatchedOperator(CurvatureOperator):
         weights: the weights, float64, shape (pieces,).
 
     Per product, what a piece does to Keras state is held back: moving statistics do not move, and dropout draws the
-    same masks again, so that the operator is one matrix. A model whose examples influence each other (BatchNormalization
-    while training) has other statistics in each piece than in one large batch.
+    same masks again, so that the operator is one matrix. Where examples influence each other (BatchNormalization
+    while training), a piece has other statistics than one large batch.
 
     The operator belongs to the variables' values at its construction. With ``"per product"`` it keeps a copy of them,
     compares it at each call, and refuses after a change. ``@`` with k columns, ``to_dense``, ``diagonal`` and ``trace``

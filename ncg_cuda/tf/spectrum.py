@@ -160,7 +160,8 @@ def estimate_spectrum(
         samples: number of random start vectors, at least 1; more lower the standard error of the density.
         seed: of the start vectors, which are normally distributed.
         points: number of grid points.
-        width: standard deviation of the Gaussian that widens each eigenvalue; by default 1 % of the spectrum's range.
+        width: standard deviation of the Gaussian that widens each eigenvalue; by default 1 % of the spectrum's range,
+            or of its one eigenvalue.
         progress: see :data:`~ncg_cuda.tf.progress.ProgressOption`.
 
     Raises:
@@ -180,7 +181,9 @@ def estimate_spectrum(
             runs.append(lanczos(rows, generator.standard_normal(n), basis, epsilon, bar))
     low, high = min(run.nodes[0] for run in runs), max(run.nodes[-1] for run in runs)
     if width is None:
-        width = 0.01 * (high - low) or 0.01 * abs(high) or 0.01
+        scale = max(abs(low), abs(high))
+        spread = high - low > 100 * epsilon * scale  # else there is one eigenvalue, and rounding
+        width = 0.01 * (high - low if spread else scale or 1.0)
     if not width > 0:
         raise ValueError(f"width is {width}; it must be above 0")
     grid = np.linspace(low - _MARGIN * width, high + _MARGIN * width, points)
