@@ -12,16 +12,26 @@ if TYPE_CHECKING:
     from .backup import BackupAndRestore
     from .check import check_curvature
     from .curvature import HessianOperator, hessian_vector_product
+    from .estimates import Estimate
+    from .gauss_newton_operator import GaussNewtonOperator
+    from .micro_batches import MicroBatchedOperator
     from .moments import exact_moments
     from .objective import Objective
+    from .operators import CurvatureOperator
     from .optimizer import NewtonCG
     from .report import StepReport
+    from .spectrum import Spectrum
 
 _ATTRIBUTES = {
     "BackupAndRestore": "backup",
+    "CurvatureOperator": "operators",
+    "Estimate": "estimates",
+    "GaussNewtonOperator": "gauss_newton_operator",
     "HessianOperator": "curvature",
+    "MicroBatchedOperator": "micro_batches",
     "NewtonCG": "optimizer",
     "Objective": "objective",
+    "Spectrum": "spectrum",
     "StepReport": "report",
     "check_curvature": "check",
     "exact_moments": "moments",
@@ -30,9 +40,14 @@ _ATTRIBUTES = {
 
 __all__ = [
     "BackupAndRestore",
+    "CurvatureOperator",
+    "Estimate",
+    "GaussNewtonOperator",
     "HessianOperator",
+    "MicroBatchedOperator",
     "NewtonCG",
     "Objective",
+    "Spectrum",
     "StepReport",
     "check_curvature",
     "exact_moments",

@@ -8,14 +8,19 @@ derivative in TensorFlow (see :mod:`ncg_cuda.tf.second_derivatives`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import tensorflow as tf
 
 from . import second_derivatives
 from .differentiable import check_twice_differentiable, explain
 from .graphs import ancestors, depending_on, graph_chain, handles, raw_variable
+from .operators import CurvatureOperator
+from .vectors import check_variables, check_vectors
+
+if TYPE_CHECKING:
+    from .micro_batches import MicroBatchedOperator
 
 
 class LinearizedGradient:
@@ -82,7 +87,7 @@ class LinearizedGradient:
         second_derivatives.apply(self._marks)
 
 
-class HessianOperator:
+class HessianOperator(CurvatureOperator):
     """The Hessian of ``loss_fn()`` with respect to ``variables``, at their values now, linearised once for many
     products.
 
@@ -105,9 +110,7 @@ class HessianOperator:
     """
 
     def __init__(self, loss_fn: Callable[[], Any], variables: Sequence[Any]) -> None:
-        self.variables = list(variables)
-        check_variables(self.variables)
-        self._raw = [raw_variable(v) for v in self.variables]
+        super().__init__(variables)
         self._linear: LinearizedGradient | None = None
         if graph_chain():
             self.loss, known = gradient(loss_fn, self._raw)
@@ -115,40 +118,70 @@ class HessianOperator:
             self.gradients = _fill(known, self._raw)
             return
 
-        @tf.function(autograph=False)  # type: ignore[untyped-decorator]
-        def linearise() -> tuple[Any, list[Any]]:
-            loss, known = gradient(loss_fn, self._raw)
-            linear = LinearizedGradient(known, self._raw)
-            linear.refuse_loops()
-            linear.mark_stops()
-            return loss, _fill(known, self._raw)
+        self._linearise(_linearisation(loss_fn, self._raw))
 
+    @classmethod
+    def from_batches(
+        cls,
+        loss_fn: Callable[[Any], Any],
+        variables: Sequence[Any],
+        batches: Iterable[Any],
+        weights: Sequence[float] | None = None,
+        *,
+        linearise: str = "per product",
+    ) -> MicroBatchedOperator:
+        """The Hessian of the loss of a large batch, given in pieces, with the memory of one piece.
+
+        Args:
+            loss_fn: gets a piece, as tensors in its structure, and returns its loss, a scalar tensor.
+            variables: ``tf.Variable`` or Keras variables, all float32 or all float64.
+            batches: the pieces: a list, a ``tf.data.Dataset`` or anything else that can be iterated over many times.
+            weights: one number per piece. By default its share of all examples, right where ``loss_fn`` is a mean over
+                the examples; use ones where it is a sum.
+            linearise: ``"per product"`` or ``"once"``, see :class:`~ncg_cuda.tf.MicroBatchedOperator`.
+
+        Returns:
+            A :class:`~ncg_cuda.tf.MicroBatchedOperator`: the operator of sum_i weights_i loss_fn(batches_i).
+
+        Example:
+            >>> import tensorflow as tf
+            >>> from ncg_cuda.tf import HessianOperator
+            >>> w, x = tf.Variable([1.0, 2.0]), tf.reshape(tf.range(10.0), (5, 2))
+            >>> loss = lambda x: tf.reduce_mean(tf.linalg.matvec(x, w) ** 2)
+            >>> pieces = tf.data.Dataset.from_tensor_slices(x).batch(2)
+            >>> HessianOperator.from_batches(loss, [w], pieces).product([[1.0, 0.0]])[0].numpy().tolist()
+            [48.0, 56.0]
+        """
+        from .micro_batches import MicroBatchedOperator
+
+        def build(batch: Any) -> HessianOperator:
+            if graph_chain():
+                return cls(lambda: loss_fn(batch), variables)
+            piece = cls.__new__(cls)
+            CurvatureOperator.__init__(piece, variables)
+            piece._linear = None
+            piece._linearise(shared, batch)
+            return piece
+
+        shared = _linearisation(loss_fn, [raw_variable(v) for v in variables])  # traced once per shape of a piece
+        return MicroBatchedOperator(build, variables, batches, weights, linearise=linearise)
+
+    def _linearise(self, function: Any, *batch: Any) -> None:
+        """Keep what a product needs of the function's forward and first backward pass: the tape's one operation."""
         with tf.GradientTape(persistent=True, watch_accessed_variables=False) as self._tape:
             for v in self._raw:
                 self._tape.watch(v)
             with explain():
-                self.loss, self.gradients = linearise()
+                self.loss, self.gradients = function(*batch)
 
-    def product(self, vectors: Sequence[Any]) -> list[Any]:
-        """H s.
-
-        Args:
-            vectors: one tensor or array per variable, of its shape and dtype.
-
-        Returns:
-            One tensor per variable, of its shape and dtype.
-
-        Raises:
-            ValueError: wrong number, shape or dtype of vectors.
-        """
-        tensors = check_vectors(vectors, self._raw)
+    def _product(self, vectors: list[Any]) -> list[Any]:
         if self._linear is not None:
-            return self._linear.product(tensors)
+            return self._linear.product(vectors)
         with explain():
             parts = self._tape.gradient(
                 self.gradients,
                 self._raw,
-                output_gradients=tensors,
+                output_gradients=vectors,
                 unconnected_gradients=tf.UnconnectedGradients.ZERO,
             )
         return [dense(p) for p in parts]
@@ -182,6 +215,20 @@ def hessian_vector_product(loss_fn: Callable[[], Any], variables: Sequence[Any],
     return list(tf.function(product, autograph=False)(*tensors))
 
 
+def _linearisation(loss_fn: Callable[..., Any], variables: Sequence[Any]) -> Any:
+    """A ``tf.function`` of ``loss_fn``'s arguments that gives loss and gradients, and can be differentiated again."""
+
+    @tf.function(autograph=False)  # type: ignore[untyped-decorator]
+    def linearise(*batch: Any) -> tuple[Any, list[Any]]:
+        loss, known = gradient(lambda: loss_fn(*batch), variables)
+        linear = LinearizedGradient(known, variables)
+        linear.refuse_loops()
+        linear.mark_stops()
+        return loss, _fill(known, variables)
+
+    return linearise
+
+
 def gradient(loss_fn: Callable[[], Any], variables: Sequence[Any]) -> tuple[Any, list[Any]]:
     """The loss and its gradient with respect to ``tf.Variable`` s, None where it does not depend on one."""
     with tf.GradientTape(watch_accessed_variables=False) as tape:
@@ -205,31 +252,3 @@ def dense(value: Any) -> Any:
 
 def _fill(gradients: Sequence[Any], variables: Sequence[Any]) -> list[Any]:
     return [tf.zeros(v.shape, v.dtype) if g is None else g for g, v in zip(gradients, variables, strict=True)]
-
-
-def check_variables(variables: Sequence[Any]) -> None:
-    """Raise a ValueError unless the variables are trainable material: at least one, float32 or float64, one dtype."""
-    if not variables:
-        raise ValueError("variables is empty: give at least one")
-    for i, v in enumerate(variables):
-        if not isinstance(raw_variable(v), tf.Variable):
-            raise ValueError(f"variables[{i}] is a {type(v).__name__}; a tf.Variable or a Keras variable is needed")
-        if not raw_variable(v).shape.is_fully_defined():
-            raise ValueError(f"variables[{i}] has the unknown shape {raw_variable(v).shape}; a fixed shape is needed")
-    dtypes = sorted({tf.as_dtype(raw_variable(v).dtype).name for v in variables})
-    if dtypes not in (["float32"], ["float64"]):
-        raise ValueError(f"the variables have dtypes {dtypes}; allowed: all float32 or all float64")
-
-
-def check_vectors(vectors: Sequence[Any], variables: Sequence[Any]) -> list[Any]:
-    """The vectors as tensors; raise a ValueError unless each fits its variable in shape and dtype."""
-    if len(vectors) != len(variables):
-        raise ValueError(f"{len(vectors)} vectors for {len(variables)} variables; one per variable is needed")
-    tensors = [tf.convert_to_tensor(s) for s in vectors]
-    for i, (s, v) in enumerate(zip(tensors, variables, strict=True)):
-        if s.dtype != v.dtype or not s.shape.is_compatible_with(v.shape):
-            raise ValueError(
-                f"vectors[{i}] has shape {s.shape}, dtype {s.dtype.name}; its variable {v.name!r} has shape {v.shape}, "
-                f"dtype {v.dtype.name}, and both must be the same"
-            )
-    return tensors

@@ -112,7 +112,7 @@ class Objective:
             RuntimeError: the loss cannot be evaluated again; the message says why.
         """
         if self._refusal is None:
-            self._refusal = _stateful_randomness(self.loss)
+            self._refusal = stateful_randomness(self.loss)
         if self._refusal is not None:
             raise RuntimeError(f"The loss of this step cannot be evaluated again: {self._refusal}")
         if values is None:
@@ -263,7 +263,8 @@ _RANDOM = {
 }
 
 
-def _stateful_randomness(loss: Any) -> str | None:
+def stateful_randomness(loss: Any) -> str | None:
+    """Why the loss, a graph tensor, differs when it is evaluated again: its random numbers; None if it does not."""
     ops = ancestors([loss])
     kinds = {op.type for op in ops} | {node.op for f in nested_functions(ops) for node in f.node_def}
     found = sorted(kinds & _RANDOM)

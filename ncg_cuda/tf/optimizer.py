@@ -19,7 +19,7 @@ import keras
 import tensorflow as tf
 
 from . import keras_fit, objective, report
-from .curvature import check_variables, dense
+from .curvature import dense
 from .curvature_batch import Evaluated, Feed, Matrix, linearized, of_data, of_losses
 from .graphs import raw_variable
 from .newton import Step, newton_step
@@ -29,6 +29,7 @@ from .parameters import (
     check_parameters,
     checked_learning_rate,
 )
+from .vectors import check_variables
 
 if keras.backend.backend() != "tensorflow":
     raise ImportError(
