@@ -10,11 +10,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from .curvature import check_variables
 from .double import double, in_float64
 from .graphs import graph_chain, raw_variable
 from .locate import wrong_layers
 from .probe import HELD, OK, PRECISION, WRONG, Probe, probe_with_stops
+from .vectors import check_variables
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ import tensorflow as tf
 
 from .curvature import HessianOperator, gradient
 from .graphs import ancestors, graph_chain, nested_functions, raw_variable
-from .objective import RecordingScope, _stateful_randomness
+from .objective import RecordingScope, stateful_randomness
 from .stops import held_stops
 
 OK, WRONG, NOT_TWICE, UNSURE = "ok", "wrong", "not twice differentiable", "unsure"
@@ -102,7 +102,7 @@ def probe(loss_fn: Callable[[], Any], variables: Sequence[Any], seed: int) -> Pr
         nonlocal kinks
         with RecordingScope():
             loss, known = gradient(loss_fn, raw)
-        refusal = _stateful_randomness(loss)
+        refusal = stateful_randomness(loss)
         if refusal:
             raise ValueError(f"check_curvature cannot compare two evaluations of this loss: {refusal}")
         ops = ancestors([loss])

@@ -12,7 +12,7 @@ import tensorflow as tf
 from problems import directions, flat, raw, relative_error
 
 from ncg_cuda import StopReason
-from ncg_cuda.tf import NewtonCG, newton
+from ncg_cuda.tf import GaussNewtonOperator, NewtonCG, newton
 from ncg_cuda.tf.gauss_newton import LinearizedOutputs
 
 layers = keras.layers
@@ -366,3 +366,65 @@ def test_fisher_refuses_labels_that_it_cannot_replace() -> None:
     model.compile(optimizer=NewtonCG(curvature="fisher"), loss="sparse_categorical_crossentropy")
     with pytest.raises(ValueError, match="curvature='fisher' replaces the labels"):
         model.fit(X, CLASS, verbose=0)
+
+
+def regression() -> tuple[Any, Any, np.ndarray]:
+    """Logistic regression with a penalty: the loss with its outputs, the variables, and the matrix by the textbook."""
+    rng = np.random.default_rng(8)
+    x, y = rng.normal(size=(30, 4)), (rng.uniform(size=30) < 0.5).astype(float)
+    w, bias = tf.Variable(rng.normal(size=4)), tf.Variable(0.3, dtype=tf.float64)
+
+    def loss_on(x: Any, y: Any) -> tuple[Any, Any]:
+        z = tf.linalg.matvec(x, w) + bias
+        return tf.reduce_mean(tf.nn.sigmoid_cross_entropy_with_logits(y, z)) + 0.05 * tf.reduce_sum(w**2), z
+
+    p = 1 / (1 + np.exp(-(x @ w.numpy() + 0.3)))
+    a = np.c_[x, np.ones(30)]
+    matrix = a.T @ (a * (p * (1 - p))[:, None]) / 30 + np.diag([0.1] * 4 + [0.0])
+    return (lambda: loss_on(tf.constant(x), tf.constant(y))), (w, bias, loss_on, x, y), matrix
+
+
+def test_operator() -> None:
+    loss_fn, (w, bias, loss_on, x, y), matrix = regression()
+    operator = GaussNewtonOperator(loss_fn, [w, bias])
+    np.testing.assert_allclose(operator.to_dense(progress=False), matrix, rtol=1e-12)
+    v = np.random.default_rng(0).normal(size=(5, 3))
+    np.testing.assert_allclose(operator @ v, matrix @ v, rtol=1e-12)
+    found = operator.product([v[:4, 0], v[4, 0]])
+    np.testing.assert_allclose(flat(found), matrix @ v[:, 0], rtol=1e-12)
+    np.testing.assert_allclose(operator.trace(samples=400, progress=False).value, np.trace(matrix), rtol=0.2)
+    largest = operator.spectrum(progress=False).largest()[0].value
+    np.testing.assert_allclose(largest, np.linalg.eigvalsh(matrix)[-1], rtol=1e-9)
+    loss, _ = loss_fn()
+    assert float(operator.loss) == pytest.approx(float(loss))
+    pieces = [(tf.constant(x[i : i + 7]), tf.constant(y[i : i + 7])) for i in range(0, 30, 7)]
+    batched = GaussNewtonOperator.from_batches(lambda piece: loss_on(*piece), [w, bias], pieces)
+    np.testing.assert_allclose(batched @ v, matrix @ v, rtol=1e-12)
+
+    @tf.function(autograph=False)
+    def inside(s: Any) -> Any:
+        return GaussNewtonOperator(loss_fn, [w, bias]) @ s
+
+    np.testing.assert_allclose(inside(tf.constant(v[:, 0])), matrix @ v[:, 0], rtol=1e-12)
+    w.assign_add(np.ones(4))
+    with pytest.raises(RuntimeError, match="variables changed after this operator was built"):
+        operator @ v
+
+
+@pytest.mark.parametrize("kind", ["fisher", "empirical-fisher"])
+def test_operators_of_other_kinds(kind: str) -> None:
+    loss_fn, (w, bias, _, x, y), matrix = regression()
+    operator = GaussNewtonOperator(loss_fn, [w, bias], kind)
+    if kind == "empirical-fisher":
+        a = np.c_[x, np.ones(30)]
+        scores = a * (1 / (1 + np.exp(-(x @ w.numpy() + 0.3))) - y)[:, None]
+        matrix = scores.T @ scores / 30 + np.diag([0.1] * 4 + [0.0])
+    np.testing.assert_allclose(operator.to_dense(progress=False), matrix, rtol=1e-11)
+
+
+def test_operator_mistakes() -> None:
+    w = tf.Variable([1.0])
+    with pytest.raises(ValueError, match=r"loss_fn returned a loss only; let it return \(loss, outputs\)"):
+        GaussNewtonOperator(lambda: tf.reduce_sum(w**2), [w])
+    with pytest.raises(ValueError, match="kind='hessian' is not known; allowed: 'gauss-newton'"):
+        GaussNewtonOperator(lambda: (tf.reduce_sum(w**2), w), [w], "hessian")
