@@ -30,8 +30,9 @@ class MicroBatchedOperator(CurvatureOperator):
         weights: one number per piece. By default a piece weighs what it contributes to a mean over all examples: its
             size, which is the first dimension of its first tensor, divided by the size of all.
         linearise: ``"per product"``: each call linearises a piece again (forward and first backward pass), applies it
-            to all vectors of the call, and drops it. ``"once"``: all pieces stay linearised, which takes the memory of
-            the whole batch in one piece, and products cost what they cost there.
+            to all vectors of the call, and drops it. ``"once"``: all pieces stay linearised, which
+            takes memory for the whole batch. That saves the forward and first backward pass of each call, and still is
+            not always faster: measure it.
 
     Attributes:
         variables: the variables, in order.
