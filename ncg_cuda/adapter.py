@@ -15,6 +15,8 @@ from .layout import Layout
 from .libraries import Library, Owner, label
 from .table import Table
 
+_NO_BFLOAT16 = "allowed are float32 and float64, or ask for it by cg(..., bfloat16=True), for products alone"
+
 
 class Adapter:
     """Carries vectors between a solver and its caller, without copies.
@@ -116,7 +118,10 @@ class Adapter:
         if isinstance(library, Owner):
             array = library.adopt(array, library)
         stream = None if self.device == CPU else self.memory.stream(self.device)
-        return self._aligned(operand(array, name, stream=stream, allow_bfloat16=allow_bfloat16))
+        found = operand(array, name, stream=stream, allow_bfloat16=True)
+        if found.dtype == "bfloat16" and not allow_bfloat16:
+            raise TypeError(f"{name}: dtype bfloat16; {_NO_BFLOAT16}")
+        return self._aligned(found)
 
     def _aligned(self, described: Operand) -> Operand:
         return described if described.device == CPU or described.aligned else self.copied(described)
@@ -137,7 +142,7 @@ class Adapter:
             ]
         table = Table(parts, name, layout, like, stream)
         if table.dtype == "bfloat16" and not allow_bfloat16:
-            raise TypeError(f"{name}: dtype bfloat16; allowed are float32 and float64, or ask for it by bfloat16=True")
+            raise TypeError(f"{name}: dtype bfloat16; {_NO_BFLOAT16}")
         return table
 
     def tensor_copy(self, array: Any) -> Any:
@@ -163,8 +168,10 @@ class Adapter:
         return 0 if isinstance(self.library, Immutable) else self.memory.version(lent)
 
     def show(self, vector: Any) -> Any:
-        """A vector as the caller's array; a copy where such arrays never change (JAX, TensorFlow)."""
-        return self.give(self.memory.copy(vector) if isinstance(self.library, Immutable) else vector)
+        """A vector as the caller's array, read-only where the library can say so; a copy where such arrays never change
+        (JAX, TensorFlow).
+        """
+        return self.give(self.memory.copy(vector)) if isinstance(self.library, Immutable) else self.lend(vector)
 
     def give(self, vector: Any) -> Any:
         """A vector as the caller's array, in the same memory, for good: the solver must not use it any more."""

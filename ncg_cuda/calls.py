@@ -49,6 +49,7 @@ class Workspace:
             library = o.library.memory(o.device, o.name) if isinstance(o.library, Immutable) else _owner(o)
         self.library, self.device, self.size, self.segments = library, o.device, o.size, segments
         self._captured: dict[bytes, Any] = {}
+        self._host_tables: list[NDArray[np.int64]] = []
         fields = len(STATE_FIELDS)
         self._small = library.zeros(fields + _SUMS + 1, "float64", o.device)
         self.state, self.sums = self._small[:fields], self._small[fields : fields + _SUMS]
@@ -72,9 +73,11 @@ class Workspace:
         key = segments.tobytes()
         if key not in self._captured:
             there = self.library.constant(segments, self.device)
-            self._captured[key] = segments if there is None else there
-        kept = self._captured[key]
-        return 0 if isinstance(kept, np.ndarray) else int(self.library.describe(kept, None).address)
+            if there is None:
+                self._host_tables.append(segments)  # each one: its own address is what the graph knows
+                return 0
+            self._captured[key] = there
+        return int(self.library.describe(self._captured[key], None).address)
 
     def read_state(self) -> dict[str, float]:
         """The state block on the host; on a GPU, waits for the current stream."""
@@ -168,7 +171,14 @@ def _workspace(workspace: Workspace | None, like: Operand, segments: int, launch
     """The caller's workspace, if it will do, or a new one."""
     library = None if launch is None else launch.library
     if workspace is None:
+        if library is not None and library.capturing(like.device):
+            raise ValueError(
+                "workspace: none is given while a CUDA graph is captured, and a new one would not live as long as the "
+                "graph; make one by ncg_cuda.ops.Workspace(...) and keep it"
+            )
         return Workspace(like, segments, library)
+    if not isinstance(workspace, Workspace):
+        raise TypeError(f"workspace: got {type(workspace).__name__}; give an ncg_cuda.ops.Workspace")
     if workspace.size != like.size or workspace.device != like.device:
         raise ValueError(
             f"workspace: made for {workspace.size} elements on {workspace.device}, but {like.name} has {like.size} on "

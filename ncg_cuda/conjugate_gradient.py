@@ -64,13 +64,15 @@ def cg(
         max_iter: most iterations, >= 1.
         x0: start, an array like b; zero by default. Not changed.
         preconditioner: M⁻¹ for a diagonal M near H + tau I, as an array like b of positive numbers: such as
-            ``1 / (diagonal + tau)``. Costs 3 vectors of traffic per iteration.
+            ``1 / (diagonal + tau)``. Costs 3 vectors of traffic per iteration. Its scale makes no difference, but the
+            solver does not choose it: keep M⁻¹b between 1e-18 and 1e18 in float32.
         weights: one number per micro-batch; by default 1 / (their number), the mean.
         callback: called as callback(iteration, x, residual_norm) at each look at the solve (see ``poll``); x is the
-            solver's own array: copy it to keep it.
+            solver's own array: copy it to keep it, and do not write to it.
         poll: iterations between two looks at the stop flag. On a GPU a look waits for the stream; iterations after the
             stop change nothing, but cost their products. 0: never look, launch ``max_iter`` iterations and return at
-            once; the result reads its numbers when asked for them. Default: 1 on the CPU and with a callback, else 4.
+            once; the result reads its numbers when asked for them. (A matrix that makes it scale products, see above,
+            costs one of the iterations.) Default: 1 on the CPU and with a callback, else 4.
             With TensorFlow's arrays on a GPU each product waits for the stream, whatever this says: TensorFlow takes no
             part in the ordering of streams. With JAX's, the host runs at most 8 products ahead.
             A solve with ``poll=0`` can be captured in a CUDA graph; capture it within
@@ -143,15 +145,15 @@ def check_system(
             raise TypeError(f"matvec: got {type(part).__name__}; give a function, for a matrix h: lambda p: h @ p")
     if not parts:
         raise ValueError("matvec: an empty sequence; give at least one function")
-    if weights is not None and not isinstance(weights, Sequence):
+    if weights is not None and (isinstance(weights, str) or not hasattr(weights, "__len__")):
         raise TypeError(f"weights: got {weights!r}; give a sequence of numbers, one for each matvec")
-    if weights is None:
-        weights = [1.0 / len(parts)] * len(parts)
-    elif len(weights) != len(parts):
+    given = weights is not None
+    weights = [1.0 / len(parts)] * len(parts) if weights is None else list(weights)
+    if len(weights) != len(parts):
         raise ValueError(f"weights: {len(weights)} given for {len(parts)} matvecs; give one for each")
     elif not all(isinstance(w, Real) and math.isfinite(w) for w in weights):
         raise ValueError(f"weights: {list(weights)!r}; give finite numbers")
-    elif not isinstance(matvec, (list, tuple)):
+    elif given and not isinstance(matvec, (list, tuple)):
         raise ValueError("weights: given for a single matvec; give a sequence of matvecs, or scale the product")
     if layout is not None and not isinstance(layout, Layout):
         raise TypeError(f"layout: got {type(layout).__name__}; give an ncg_cuda.Layout")

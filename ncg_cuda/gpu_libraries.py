@@ -60,7 +60,12 @@ class CuPy(Owner):
     def adopt(self, array: Any, library: Library) -> Any:
         if library is not self:
             array = self._cupy.from_dlpack(library.exporter(array))
-        return self._cupy.ascontiguousarray(array).reshape(-1)
+        with self.guard(self.device(array)):  # a copy would go to the current one
+            return self._cupy.ascontiguousarray(array).reshape(-1)
+
+    def copy(self, vector: Any) -> Any:
+        with self.guard(self.device(vector)):
+            return vector.copy()
 
     def read(self, vector: Any) -> list[float]:
         values: list[float] = vector.get().tolist()

@@ -28,7 +28,10 @@ class Layout:
     """
 
     def __init__(self, shapes: Sequence[Sequence[int]]) -> None:
-        self.shapes: tuple[tuple[int, ...], ...] = tuple(tuple(int(n) for n in shape) for shape in shapes)
+        try:
+            self.shapes: tuple[tuple[int, ...], ...] = tuple(tuple(int(n) for n in shape) for shape in shapes)
+        except TypeError:
+            raise TypeError(f"Layout: got {shapes!r}; give a sequence of shapes, such as [(3, 4), (5,)]") from None
         for shape in self.shapes:
             if any(n < 0 for n in shape):
                 raise ValueError(f"Layout: shape {shape} has a negative dimension; give fully defined shapes")

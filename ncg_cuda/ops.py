@@ -341,7 +341,9 @@ def pack(
     call("pack", operands, written=1, params=[scale], workspace=workspace, layout=layout)
 
 
-def unpack(flat: Any, tensors: Any, scale: float = 1.0, *, layout: Layout | None = None) -> None:
+def unpack(
+    flat: Any, tensors: Any, scale: float = 1.0, *, layout: Layout | None = None, workspace: Workspace | None = None
+) -> None:
     """One flat vector into tensors, in one pass: tensors = scale flat; the other way about from :func:`pack`.
 
     Args:
@@ -349,12 +351,19 @@ def unpack(flat: Any, tensors: Any, scale: float = 1.0, *, layout: Layout | None
         tensors: a sequence of arrays, one per tensor, overwritten.
         scale: factor, such as 1 / the number of ranks after an allreduce.
         layout: see :func:`damped_curvature`.
+        workspace: see :func:`damped_curvature`.
     """
     _reals(scale=scale)
     if not isinstance(tensors, (list, tuple)):
         raise TypeError(f"tensors: got {type(tensors).__name__}; give a list of arrays")
     call(
-        "unpack", [(tensors, "tensors"), (flat, "flat")], written=0, params=[scale], layout=layout, writes_tensors=True
+        "unpack",
+        [(tensors, "tensors"), (flat, "flat")],
+        written=0,
+        params=[scale],
+        workspace=workspace,
+        layout=layout,
+        writes_tensors=True,
     )
 
 

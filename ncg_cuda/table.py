@@ -47,6 +47,8 @@ class Table:
             raise ValueError(f"{name}: an empty sequence; give one array per tensor")
         if layout is None:
             layout = _layout_of(tuple([tuple(getattr(t, "shape", ())) for t in tensors]))
+        if not isinstance(layout, Layout):
+            raise TypeError(f"layout: got {type(layout).__name__}; give an ncg_cuda.Layout(shapes)")
         if len(tensors) != len(layout.shapes):
             raise ValueError(f"{name}: {len(tensors)} arrays, but the layout has {len(layout.shapes)} tensors")
         self.name, self.tensors = name, tensors

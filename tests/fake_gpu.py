@@ -107,6 +107,10 @@ class Stream:
         self.ptr = ptr
         self._log = log
 
+    def is_capturing(self) -> bool:
+        """Never into a graph."""
+        return False
+
     @property
     def cuda_stream(self) -> int:
         """The handle, as torch calls it."""

@@ -365,6 +365,7 @@ class TestBadInput:
             ({"x0": np.ones((2, 5))}, ValueError, r"x0: shape \(2, 5\), but b has \(10,\)"),
             ({"x0": np.ones(10, np.float32)}, TypeError, "x0: dtype float32, but b has float64"),
             ({"weights": 1.0}, TypeError, "weights: got 1.0; give a sequence"),
+            ({"weights": np.array([1.0])}, ValueError, "weights: given for a single matvec"),
             ({"x0": [1.0] * 10}, TypeError, "x0: got list"),
             ({"tau": "x"}, TypeError, "tau: got 'x'"),
             ({"cg_tol": None}, TypeError, "cg_tol, max_iter: got None"),

@@ -39,3 +39,8 @@ def test_mistakes_are_named() -> None:
     with pytest.raises(ValueError, match="negative dimension"):
         Layout([(3, -1)])
     assert Layout([]).size == 0
+
+
+def test_numbers_are_no_shapes() -> None:
+    with pytest.raises(TypeError, match=r"Layout: got \[3, 4\]; give a sequence of shapes"):
+        Layout([3, 4])  # type: ignore[list-item]

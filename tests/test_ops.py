@@ -136,6 +136,14 @@ def test_pack_and_unpack(dtype: type, shapes: list[tuple[int, ...]]) -> None:
         assert a.tobytes() == b.tobytes()
 
 
+def test_a_workspace_or_a_layout_that_is_none() -> None:
+    z = np.zeros(32, np.float32)
+    with pytest.raises(TypeError, match=r"workspace: got int; give an ncg_cuda\.ops\.Workspace"):
+        ops.magnitude(z, workspace=3)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"layout: got list; give an ncg_cuda\.Layout\(shapes\)"):
+        ops.pack([z[:16], z[16:]], np.zeros(32, np.float32), layout=[(16,), (16,)])  # type: ignore[arg-type]
+
+
 def test_unpack_mistakes() -> None:
     flat = np.zeros(32, np.float32)
     tensors = [np.zeros(16, np.float32), np.zeros((2, 8), np.float32)]

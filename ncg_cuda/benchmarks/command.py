@@ -132,9 +132,9 @@ def _measure(
         for size in chosen:
             at = AtSize(size)
             results.sizes.append(at)
-            for part in ("operations", "iteration"):
+            for part in ("iteration", "operations"):  # what matters most first: time or patience may end
                 if plan.time_limit and time.monotonic() - started > plan.time_limit:
-                    at.notes.append(f"the {part} were not measured: --time-limit {plan.time_limit:g} s is over")
+                    at.notes.append(f"{part}: not measured, --time-limit {plan.time_limit:g} s is over")
                     continue
                 with Progress(f"{size.label}: {part}", quiet=plan.quiet) as progress:
                     try:
@@ -161,7 +161,7 @@ def _measure(
                                 phase=progress.phase,
                             )
                     except Exception as error:  # no memory for this size, say; the other sizes go on
-                        at.notes.append(f"the {part} could not be measured: {reason(error)}")
+                        at.notes.append(f"{part}: could not be measured: {reason(error)}")
                 results.verdicts = targets.judge(results.sizes, device.on_gpu)
                 results.write("running")
                 results.write_report(report(results))

@@ -14,7 +14,8 @@ _OPERATIONS_LEGEND = """\
 Operations run on cold operands. GB/s count the vectors that an operation reads and writes; a copy counts 2. The
 yardstick of an operation is a plain stream of its shape (so many reads, so many writes), the fastest of several ways to
 write it. Percentages are of rates: of a yardstick formed within a repetition, of a copy with one made right before each
-time; medians [quartiles]. 'best' is the shortest time."""
+time; medians [quartiles]. 'best' is the shortest time; of an
+iteration, the shortest long solve less the shortest short one."""
 
 
 def table(rows: Sequence[Sequence[str]], left: int = 1) -> str:
@@ -128,7 +129,7 @@ def _iteration(measured: iteration.Measured, n: int) -> str:
             (
                 r.contender,
                 _ms(r.seconds.median),
-                "-" if r.best_seconds is None else _ms(r.best_seconds),
+                "-" if r.best_seconds is None or r.best_seconds > r.seconds.median else _ms(r.best_seconds),
                 f"{r.gb_per_s:.1f}",
                 _percent(r.percent_of_copy),
                 _times(r.ours_is_faster),

@@ -107,8 +107,8 @@ class GaussNewtonOperator(CurvatureOperator):
     def _product(self, vectors: list[Any]) -> list[Any]:
         if self._matrix is None:
             raise RuntimeError(
-                "this GaussNewtonOperator was built eagerly; inside a tf.function, build it there, too: its loss is then "
-                "linearised once"
+                "this GaussNewtonOperator was built eagerly; inside a tf.function, build it there, too: then its "
+                "loss is linearised once"
             )
         return list(self._matrix.product(vectors))
 

@@ -192,6 +192,20 @@ def test_arrays_that_are_not_aligned_are_copied(gpu: Any) -> None:
     np.testing.assert_allclose(result.x.get(), b / d, rtol=0, atol=1e-3)
 
 
+@pytest.mark.parametrize("how", ["not aligned", "not contiguous"])
+def test_copies_stay_on_their_device(gpu: Any, how: str) -> None:
+    """Where another device is current."""
+    cp = gpu.cupy
+    with cp.cuda.Device(1):
+        whole = cp.asarray(np.arange(1.0, 2 * N + 2, dtype="float32"))
+        b = whole[1 : N + 1] if how == "not aligned" else whole[::2][:N]
+    assert gpu.device == 0
+    result = cg(lambda p: p + p, b, cg_tol=1e-3)
+    assert result.x.device.id == 1
+    with cp.cuda.Device(1):
+        np.testing.assert_allclose(result.x.get(), b.get() / 2, rtol=1e-5)
+
+
 def test_callback(gpu: Any) -> None:
     cp = gpu.cupy
     d, b = system(N, "float64")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from gpu_problems import system_there
 
-from ncg_cuda import GraphCG, Layout, StopReason, cg
+from ncg_cuda import GraphCG, Layout, StopReason, cg, ops
 from ncg_cuda.graph import LOOPS
 
 N = 5000
@@ -243,3 +243,19 @@ def test_a_look_in_a_capture_is_refused_by_cuda(gpu: Any) -> None:
             cg(lambda p: d * p, b, poll=3)
         with pytest.raises(cp.cuda.runtime.CUDARuntimeError):
             stream.end_capture()
+
+
+def test_an_operation_in_a_capture_needs_a_workspace_that_lasts(gpu: Any) -> None:
+    cp = gpu.cupy
+    a = cp.asarray(np.ones(N, "float32"))
+    workspace = ops.Workspace(a)
+    cp.cuda.get_current_stream().synchronize()
+    stream = cp.cuda.Stream(non_blocking=True)
+    with stream:
+        stream.begin_capture()
+        with pytest.raises(ValueError, match="workspace: none is given while a CUDA graph is captured"):
+            ops.magnitude(a)
+        total = ops.magnitude(a, workspace=workspace)
+        graph = stream.end_capture()
+        graph.launch(stream)
+        assert float(total) == N
