@@ -231,6 +231,7 @@ class FakeGpu:
             is_grad_enabled=lambda: True,
             autograd=SimpleNamespace(graph=SimpleNamespace(increment_version=lambda t: log.append("wrote"))),
             cuda=SimpleNamespace(
+                is_current_stream_capturing=lambda: False,
                 device=self.current,
                 Event=event,
                 ExternalStream=lambda ptr, device: Stream(ptr, log),

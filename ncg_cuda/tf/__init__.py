@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from . import v1
     from .backup import BackupAndRestore
     from .check import check_curvature
     from .curvature import HessianOperator, hessian_vector_product
@@ -52,13 +53,14 @@ __all__ = [
     "check_curvature",
     "exact_moments",
     "hessian_vector_product",
+    "v1",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name in _ATTRIBUTES:
+    if name in __all__:
         try:
-            module = import_module(f"{__name__}.{_ATTRIBUTES[name]}")
+            module = import_module(f"{__name__}.{_ATTRIBUTES.get(name, name)}")
         except ModuleNotFoundError as error:
             if error.name not in ("tensorflow", "keras"):
                 raise
@@ -67,7 +69,7 @@ def __getattr__(name: str) -> Any:
                 "pip install tensorflow (or tensorflow-cpu)",
                 name=error.name,
             ) from error
-        value = getattr(module, name)
+        value = getattr(module, name) if name in _ATTRIBUTES else module
         globals()[name] = value
         return value
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -251,4 +251,6 @@ def dense(value: Any) -> Any:
 
 
 def _fill(gradients: Sequence[Any], variables: Sequence[Any]) -> list[Any]:
-    return [tf.zeros(v.shape, v.dtype) if g is None else g for g, v in zip(gradients, variables, strict=True)]
+    return [
+        tf.zeros(v.shape, v.dtype.base_dtype) if g is None else g for g, v in zip(gradients, variables, strict=True)
+    ]

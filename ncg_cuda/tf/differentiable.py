@@ -31,6 +31,10 @@ _SILENT = {
         _INLINE + "; or give the labels through tf.stop_gradient",
     ),
     "SparseAddGrad": ("tf.sparse.add inside a nested function", _INLINE + "; or use dense tensors"),
+    "Exit": (
+        "a loop of TensorFlow 1's control flow",
+        "call tf.compat.v1.enable_control_flow_v2() before the loop is built",
+    ),
     "FakeQuantWithMinMaxArgsGradient": _QUANTIZATION,
     "FakeQuantWithMinMaxVarsGradient": _QUANTIZATION,
     "FakeQuantWithMinMaxVarsPerChannelGradient": _QUANTIZATION,

@@ -40,15 +40,22 @@ def raw_variable(variable: Any) -> Any:
 
 
 def handles(variable: Any, chain: Sequence[Any]) -> list[Any]:
-    """The variable's resource handle as each graph of the chain knows it.
+    """The variable's resource handle as each graph of the chain knows it; for a reference variable, its reference.
 
     A gradient with respect to the variable itself, taken in a loop body, is None: the body captures the handle anew,
     and nothing that was computed outside depends on that capture. So the handle of every graph is needed.
     """
+    raw = raw_variable(variable)
+    if not hasattr(raw, "handle"):
+        # A reference variable of v1: a nested graph captures what was read, not the reference.
+        return [raw._ref()]
     out = []
     for graph in chain:
         with graph.as_default():
-            out.append(tf.convert_to_tensor(raw_variable(variable).handle))
+            out.append(tf.convert_to_tensor(raw.handle))
+    # A function that is called from a plain tf.Graph, where the variable is at home.
+    if not _is_eager(raw.handle) and all(raw.handle.graph is not graph for graph in chain):
+        out.append(raw.handle)
     return out
 
 
@@ -79,6 +86,16 @@ def depending_on(sources: Iterable[Any], among: Iterable[Any]) -> list[Any]:
     """Those of the operations ``among`` that depend on one of the tensors ``sources`` (through captures too)."""
     ops = sorted(among, key=lambda op: (_depth(op.graph), op._id))
     hit = {id(t) for t in sources}
+    out = _depending_on(hit, ops)
+    if any(op.type == "NextIteration" for op in ops):
+        # In a loop of control flow v1 it leads back to an operation that is older.
+        while len(more := _depending_on(hit, ops)) > len(out):
+            out = more
+    return out
+
+
+def _depending_on(hit: set[int], ops: Iterable[Any]) -> list[Any]:
+    """One pass over the operations in order of age; adds their results to ``hit``."""
     out = []
     captured: dict[int, dict[int, Any]] = {}
     for op in ops:

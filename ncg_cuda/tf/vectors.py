@@ -21,7 +21,7 @@ def check_variables(variables: Sequence[Any]) -> None:
             raise ValueError(f"variables[{i}] is a {type(v).__name__}; a tf.Variable or a Keras variable is needed")
         if not raw_variable(v).shape.is_fully_defined():
             raise ValueError(f"variables[{i}] has the unknown shape {raw_variable(v).shape}; a fixed shape is needed")
-    dtypes = sorted({tf.as_dtype(raw_variable(v).dtype).name for v in variables})
+    dtypes = sorted({tf.as_dtype(raw_variable(v).dtype).base_dtype.name for v in variables})
     if dtypes not in (["float32"], ["float64"]):
         raise ValueError(f"the variables have dtypes {dtypes}; allowed: all float32 or all float64")
 
@@ -32,7 +32,7 @@ def check_vectors(vectors: Sequence[Any], variables: Sequence[Any]) -> list[Any]
         raise ValueError(f"{len(vectors)} vectors for {len(variables)} variables; one per variable is needed")
     tensors = [tf.convert_to_tensor(s) for s in vectors]
     for i, (s, v) in enumerate(zip(tensors, variables, strict=True)):
-        if s.dtype != v.dtype or not s.shape.is_compatible_with(v.shape):
+        if s.dtype != v.dtype.base_dtype or not s.shape.is_compatible_with(v.shape):
             raise ValueError(
                 f"vectors[{i}] has shape {s.shape}, dtype {s.dtype.name}; its variable {v.name!r} has shape {v.shape}, "
                 f"dtype {v.dtype.name}, and both must be the same"
