@@ -28,6 +28,8 @@ DESIGNS = {
 }
 _NEVER = 1e30
 """A CG tolerance at which the right-hand side counts as solved."""
+_STAND_IN_TAU = 1.0
+"""The damping that a network needs may be so large that CG is through with the stand-in at once."""
 
 
 @dataclass
@@ -49,7 +51,7 @@ class Step:
     set_solving: Callable[[bool], None]
 
 
-class _Adjustable(NewtonCG):  # type: ignore[misc]
+class _Adjustable(NewtonCG):
     """NewtonCG with damping and tolerance in variables, so that they change without tracing anew."""
 
     def __init__(self, **settings: Any) -> None:
@@ -95,7 +97,7 @@ def build(problem: Problem, design: str, curvature: str, iterations: int) -> Ste
                 _StandIn(gradients, diagonal),  # type: ignore[arg-type]
                 clipped=gradients,
                 learning_rate=0.0,
-                tau=tau.read_value(),
+                tau=_STAND_IN_TAU,
                 cg_tol=tolerance.read_value(),
                 max_iter=iterations,
                 max_step=None,
@@ -139,7 +141,7 @@ def _reference(problem: Problem, iterations: int) -> Step:
         gradients, diagonal = vectors(problem)
         return _function(
             lambda: reference_design.direction(
-                lambda s: stand_in(diagonal, s), gradients, tau=tau, iterations=limit
+                lambda s: stand_in(diagonal, s), gradients, tau=_STAND_IN_TAU, iterations=limit
             )
         )
 

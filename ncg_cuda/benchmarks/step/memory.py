@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
 import sys
@@ -32,10 +33,8 @@ def resident() -> int | None:
 def reset() -> bool:
     """Give unused memory back to the system and let the peak start from now. Returns whether the system can do that."""
     gc.collect()
-    try:
+    with contextlib.suppress(OSError, AttributeError):  # not glibc
         ctypes.CDLL(None).malloc_trim(0)
-    except (OSError, AttributeError):  # not glibc
-        pass
     try:
         _RESET.write_text("5")
     except OSError:
