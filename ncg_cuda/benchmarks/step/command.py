@@ -110,7 +110,7 @@ def _measure(plan: Plan, of: OfModel, pairs: list[tuple[str, str]], results: Res
         baseline = _work(plan, job | {"job": "baseline"}, f"{of.label}: baseline")
         of.weights, of.tensors, of.baseline_bytes = baseline["weights"], baseline["tensors"], baseline["peak"]
         found = _work(plan, job | {"job": "gradient"}, f"{of.label}: gradient")
-        of.gradient_bytes, of.gradient_running_bytes = found["peak"] - baseline["peak"], found["running"]
+        of.gradient_bytes = found["peak"] - baseline["peak"]
     except WorkerError as error:
         of.notes.append(f"not measured: {error}")
         return

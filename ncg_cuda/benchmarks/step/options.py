@@ -65,7 +65,7 @@ def add(
         help="of a configuration, repeat no further after S seconds, but at least 5 times; 0: no limit (120)",
     )
     command.add_argument(
-        "--quick", action="store_true", help="a trial, not a measurement: small models, 5 iterations, 2 repetitions"
+        "--quick", action="store_true", help="a trial, not a measurement: a small model, 5 iterations, 2 repetitions"
     )
     command.add_argument(
         "--out",

@@ -32,7 +32,7 @@ MODELS = {
     )
 }
 DEFAULT = "mlp,resnet50,mobilenetv2"
-QUICK = "mlp-small,cnn-small"
+QUICK = "cnn-small"
 
 
 def parse(names: str) -> list[Model]:

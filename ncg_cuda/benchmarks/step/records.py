@@ -54,8 +54,8 @@ class Row:
     products: int | None = None
     peak_bytes: int | None = None
     """The process's peak of resident memory above the baseline's."""
-    running_bytes: int | None = None
-    """What later steps take on top of what is resident between steps."""
+    tracing_bytes: int | None = None
+    """The same when the graph had been built, but not run yet."""
     trace_seconds: float | None = None
     """Until the graph is built."""
     first_seconds: float | None = None
@@ -79,7 +79,7 @@ class Row:
             split=timing.split(rounds),
             products=found["products"],
             peak_bytes=found["peak"] - baseline,
-            running_bytes=found["running"],
+            tracing_bytes=found["peak_of_tracing"] - baseline,
             trace_seconds=found["trace_seconds"],
             first_seconds=found["first_seconds"],
             nodes=found["nodes"],
@@ -110,10 +110,9 @@ class OfModel:
     weights: int = 0
     tensors: int = 0
     baseline_bytes: int | None = None
-    """Peak of a process that only imports TensorFlow and builds model and data."""
+    """Peak of a process that only imports the libraries and builds model and data."""
     gradient_bytes: int | None = None
     """Peak of one that also takes gradient steps, above the baseline."""
-    gradient_running_bytes: int | None = None
     rows: list[Row] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 

@@ -15,8 +15,8 @@ in turns with the step in the same process; medians [quartiles]. Linearisation: 
 loop. Vector work: everything between gradient and direction, measured with a diagonal in the place of the product,
 less the time of that diagonal. Products: the loop less the vector work in it. Rest: the remainder, such as the update
 of the weights. 'a product' is products over m. Memory: the peak of a fresh process' resident memory, above that of one
-that only builds model and data; so graphs count, and code that TensorFlow loads late. 'x gradient': over the same
-figure of gradient steps. 'running': what a later step takes on top of what is resident between steps.
+that only imports the libraries and builds model and data; so graphs count, and what allocators keep. 'x gradient':
+over the same figure of gradient steps. 'graph MB': the same peak when the graph had been built, but not run.
 'tracing': until the graph is built; 'first': the first call after it, in which TensorFlow optimises the graph.
 Designs: fused and plain linearise once; reference has the structure of the published implementation: a CG recurrence
 per weight tensor, vectors in TensorFlow operations, everything differentiated anew for each product (of stock
@@ -55,7 +55,7 @@ def _model(of: OfModel, iterations: int) -> str:
         lines.append(text)
     head = ["curvature", "design", "gradients", "", "seconds"]
     head += ["linearise", "products", "vectors", "rest", "a product", "vectors %"]
-    head += ["MB", "x gradient", "running MB", "tracing s", "first s", "nodes", ""]
+    head += ["MB", "x gradient", "graph MB", "tracing s", "first s", "nodes", ""]
     rows: list[Sequence[str]] = [head]
     rows += [_row(of, row, iterations, len(head)) for row in of.rows]
     if len(rows) > 1:
@@ -74,13 +74,13 @@ def _row(of: OfModel, row: Row, iterations: int, columns: int) -> Sequence[str]:
         row.design,
         f"{row.gradients.median:.1f}",
         f"[{row.gradients.low:.1f} … {row.gradients.high:.1f}]",
-        _plain(row.step_seconds.median),
+        f"{row.step_seconds.median:.3g}",
         *[_plain(row.in_gradients(part)) for part in PARTS],
         _plain(None if products is None else products / iterations),
         _plain(row.share("vector_work")),
         "-" if row.peak_bytes is None else _mb(row.peak_bytes),
         _plain(ratio),
-        "-" if row.running_bytes is None else _mb(row.running_bytes),
+        "-" if row.tracing_bytes is None else _mb(row.tracing_bytes),
         _plain(row.trace_seconds),
         _plain(row.first_seconds),
         "-" if row.nodes is None else f"{row.nodes:,}",

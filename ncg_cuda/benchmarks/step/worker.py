@@ -14,6 +14,8 @@ from typing import Any
 
 _TAUS = 24
 """Damping values tried at most."""
+_STEPS = 2
+"""Steps, beside the first, after which the peak of memory is taken."""
 
 
 def main(text: str) -> int:
@@ -43,28 +45,36 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
     import tensorflow as tf
 
     tf.config.set_visible_devices([], "GPU")  # resident memory and these clocks are those of the CPU
+    from ...tf import oplib
     from . import designs, memory, problems
 
+    oplib.load()  # its code is not memory of a step
     _phase("building the model")
     problem = problems.build(job["model"], job["batch"], job["image_size"])
     if job["job"] == "baseline":
         return {"peak": memory.peak(), "weights": problem.weights, "tensors": len(problem.variables)}
     if job["job"] == "gradient":
         gradient = designs.gradient_step(problem)
-        traced = _trace(gradient, f"{job['title']} (gradient)")
-        return {**traced, **_memory(gradient)}
+        record = _trace(gradient, f"{job['title']} (gradient)")
+        for _ in range(_STEPS):
+            gradient()
+        return record | {"peak": memory.peak()}
     return _design(job, problem)
 
 
 def _trace(function: Any, title: str) -> dict[str, Any]:
     """Trace a function without arguments and call it once, in seconds."""
+    from . import memory
+
     _phase(f"tracing {title}")
     started = time.perf_counter()
     nodes = _count(function.get_concrete_function().graph)
     traced = time.perf_counter()
+    graph = memory.peak()
     _phase(f"first step of {title}: TensorFlow optimises {nodes:,} graph nodes")
     function()
-    return {"trace_seconds": traced - started, "first_seconds": time.perf_counter() - traced, "nodes": nodes}
+    first = time.perf_counter() - traced
+    return {"trace_seconds": traced - started, "first_seconds": first, "nodes": nodes, "peak_of_tracing": graph}
 
 
 def _count(graph: Any) -> int:
@@ -72,22 +82,8 @@ def _count(graph: Any) -> int:
     return len(definition.node) + sum(len(f.node_def) for f in definition.library.function)
 
 
-def _memory(step: Any) -> dict[str, Any]:
-    """Peak so far, and what three more steps take on top of what is resident between steps."""
-    from . import memory
-
-    step()
-    record: dict[str, Any] = {"peak": memory.peak(), "running": None}
-    before = memory.resident() if memory.reset() else None
-    for _ in range(3):
-        step()
-    if before is not None:
-        record["running"] = max(0, memory.peak() - before)
-    return record
-
-
 def _design(job: dict[str, Any], problem: Any) -> dict[str, Any]:
-    from . import designs, timing
+    from . import designs, memory, timing
 
     title = f"{job['title']} ({job['curvature']}, {job['design']})"
     step = designs.build(problem, job["design"], job["curvature"], job["iterations"])
@@ -98,7 +94,9 @@ def _design(job: dict[str, Any], problem: Any) -> dict[str, Any]:
     if record["products"] != job["iterations"]:
         raise RuntimeError(f"{record['products']} products were made instead of {job['iterations']}")
     _phase("memory")
-    record |= _memory(step.step)
+    for _ in range(_STEPS):
+        step.step()
+    record["peak"] = memory.peak()
 
     _phase("tracing the gradient and the parts of the step")
     gradient, vector_work = designs.gradient_step(problem), step.make_vector_work()
