@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from . import __version__
+from .benchmarks.step import options as step_options
 from .compare.errors import UsageError
 
 _CURVATURES = ("hessian", "gauss-newton", "fisher", "empirical-fisher")
@@ -137,8 +138,8 @@ def _add_compare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def _add_bench(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     bench = commands.add_parser(
         "bench",
-        help="measure the native kernels against memory bandwidth and other libraries",
-        description="Benchmarks; `ncg-cuda bench kernels --help` explains the one there is.",
+        help="measure the native kernels, and a whole Newton step",
+        description="Benchmarks; `ncg-cuda bench kernels --help` and `ncg-cuda bench step --help` explain them.",
     )
 
     def explain(options: argparse.Namespace) -> int:
@@ -147,7 +148,8 @@ def _add_bench(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         return 2
 
     bench.set_defaults(run=explain, command="bench")
-    command = bench.add_subparsers(title="benchmarks", metavar="BENCHMARK").add_parser(
+    benchmarks = bench.add_subparsers(title="benchmarks", metavar="BENCHMARK")
+    command = benchmarks.add_parser(
         "kernels",
         help="every operation and the whole CG iteration, at several sizes",
         description=(
@@ -220,6 +222,7 @@ def _add_bench(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     command.add_argument("--quiet", action="store_true", help="no progress on standard error")
     command.set_defaults(run=_bench_kernels, command="bench kernels")
+    step_options.add(benchmarks, directory=_directory, positive_int=_positive_int, seconds=_seconds)
 
 
 def _add_scenarios(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
