@@ -18,11 +18,12 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from .curvature import LinearizedGradient, check_variables, dense
+from .curvature import LinearizedGradient, dense
 from .gauss_newton import PIECEWISE_LINEAR, LinearizedOutputs
 from .graphs import ancestors, depending_on, raw_variable
 from .newton import newton_step
 from .parameters import NO_CURVATURE, check_parameters, checked_learning_rate
+from .vectors import check_variables
 
 __all__ = ["NewtonCGOptimizer"]
 

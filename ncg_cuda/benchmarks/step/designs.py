@@ -94,7 +94,8 @@ def build(problem: Problem, design: str, curvature: str, iterations: int) -> Ste
         @_function
         def vector_work() -> Any:
             found = newton_step(
-                _StandIn(gradients, diagonal),  # type: ignore[arg-type]
+                _StandIn(gradients, diagonal).product,
+                gradients,
                 clipped=gradients,
                 learning_rate=0.0,
                 tau=_STAND_IN_TAU,
