@@ -57,6 +57,8 @@ def test_a_step_is_counted_in_gradients_of_its_repetition() -> None:
     assert sum(row.in_gradients(part) or 0.0 for part in report.PARTS) == pytest.approx(20.0)
     assert row.share("vector_work") == pytest.approx(5.0)
     assert (row.peak_bytes, row.tracing_bytes) == (400, 100)
+    of = of_model()
+    assert (of.memory_ratio(row), of.process_ratio(row)) == pytest.approx((2.0, 500 / 300))
 
 
 def test_targets_say_how_far_away_they_are() -> None:
@@ -89,6 +91,33 @@ def test_a_failed_configuration_is_shown_and_not_judged(tmp_path: Path) -> None:
     assert [v.word for v in results.verdicts] == ["met", "not measured"]
     assert plot.draw(results) is not None
     assert plot.draw(records.Results(tmp_path, {"iterations": 20})) is None
+
+
+def test_the_gradient_runs_before_and_after_each_step() -> None:
+    order: list[str] = []
+
+    def clock(name: str) -> Any:
+        return lambda: order.append(name) or 1.0
+
+    rounds = timing.run({"step": clock("step"), "other": clock("other")}, clock("g"), 2, 0.0, lambda name: None)
+    assert order.count("g") == 3 * 2 * (1 + timing.GRADIENTS)  # a warm-up and two repetitions
+    at = order.index("step")
+    assert order[at - 1] == order[at + 1] == "g"
+    assert len(rounds.seconds["gradient"]) == len(rounds.seconds["step"]) == 2
+    assert all(value > 0 for value in rounds.seconds["gradient"])
+
+
+def test_a_part_that_fails_after_the_warm_up_fails_the_configuration() -> None:
+    calls: list[int] = []
+
+    def fails() -> float:
+        calls.append(1)
+        if len(calls) > 1:
+            raise ValueError("no memory")
+        return 1.0
+
+    with pytest.raises(RuntimeError, match="other: ValueError: no memory"):
+        timing.run({"step": lambda: 1.0, "other": fails}, lambda: None, 2, 0.0, lambda name: None)
 
 
 def test_nothing_is_made_of_failed_repetitions() -> None:

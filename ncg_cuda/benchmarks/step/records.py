@@ -131,9 +131,19 @@ class OfModel:
             return None
         return row.peak_bytes / self.gradient_bytes
 
+    def process_ratio(self, row: Row) -> float | None:
+        """The same of whole processes: libraries, model and data included in both."""
+        if row.peak_bytes is None or self.gradient_bytes is None or self.baseline_bytes is None:
+            return None
+        return (row.peak_bytes + self.baseline_bytes) / (self.gradient_bytes + self.baseline_bytes)
+
     def as_json(self) -> dict[str, Any]:
         record = {name: value for name, value in vars(self).items() if name not in ("model", "rows")}
-        rows = [{**asdict(row), "memory_in_gradients": self.memory_ratio(row)} for row in self.rows]
+        rows = [
+            asdict(row)
+            | {"memory_in_gradients": self.memory_ratio(row), "process_in_gradients": self.process_ratio(row)}
+            for row in self.rows
+        ]
         return {"model": self.model.name, **record, "rows": rows}
 
 

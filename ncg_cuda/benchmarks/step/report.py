@@ -11,17 +11,17 @@ PARTS = ("linearisation", "products", "vector_work", "rest")
 
 LEGEND = """\
 Times in gradients: over the time of forward pass, backward pass and SGD update of the same model and batch, which runs
-in turns with the step in the same process; medians [quartiles]. Linearisation: what a step computes once, before its
-loop. Vector work: everything between gradient and direction, measured with a diagonal in the place of the product,
-less the time of that diagonal. Products: the loop less the vector work in it. Rest: the remainder, such as the update
-of the weights. 'a product' is products over m. Memory: the peak of a fresh process' resident memory, above that of one
-that only imports the libraries and builds model and data; so graphs count, and what allocators keep. 'x gradient':
-over the same figure of gradient steps. 'graph MB': the same peak when the graph had been built, but not run.
-'tracing': until the graph is built; 'first': the first call after it, in which TensorFlow optimises the graph.
-Designs: fused and plain linearise once; reference has the structure of the published implementation: a CG recurrence
-per weight tensor, vectors in TensorFlow operations, everything differentiated anew for each product (of stock
-TensorFlow, inexact through batch normalization). It is written for this benchmark and makes one product of the network
-per iteration for all tensors, the fewest possible."""
+before and after the step in the same process; medians [quartiles]. Linearise: what a step computes once, before its
+loop. Vectors: everything between gradient and direction, measured with a diagonal in the place of the product, less
+the time of that diagonal. Products: the loop less the vector work in it. Rest: the remainder, such as the update of the
+weights, and the noise of the differences. 'a product' is products over m. MB: the peak of a fresh process' resident
+memory, above that of one that only imports the libraries and builds model and data; so graphs count, and what
+allocators keep. 'x gradient': over the same figure of gradient steps; 'process x': with the baseline in both. 'graph
+MB': the same peak when the graph had been built, but not run. 'tracing': until the graph is built; 'first': the first
+call after it, in which TensorFlow optimises the graph. Designs: fused and plain linearise once; reference has the
+structure of the published implementation: a CG recurrence per weight tensor, vectors in TensorFlow operations,
+everything differentiated anew for each product (of stock TensorFlow, inexact through batch normalization). It is
+written for this benchmark and makes one product of the network per iteration for all tensors, the fewest possible."""
 
 
 def report(results: Results) -> str:
@@ -55,7 +55,7 @@ def _model(of: OfModel, iterations: int) -> str:
         lines.append(text)
     head = ["curvature", "design", "gradients", "", "seconds"]
     head += ["linearise", "products", "vectors", "rest", "a product", "vectors %"]
-    head += ["MB", "x gradient", "graph MB", "tracing s", "first s", "nodes", ""]
+    head += ["MB", "x gradient", "process x", "graph MB", "tracing s", "first s", "nodes", ""]
     rows: list[Sequence[str]] = [head]
     rows += [_row(of, row, iterations, len(head)) for row in of.rows]
     if len(rows) > 1:
@@ -80,6 +80,7 @@ def _row(of: OfModel, row: Row, iterations: int, columns: int) -> Sequence[str]:
         _plain(row.share("vector_work")),
         "-" if row.peak_bytes is None else _mb(row.peak_bytes),
         _plain(ratio),
+        _plain(of.process_ratio(row)),
         "-" if row.tracing_bytes is None else _mb(row.tracing_bytes),
         _plain(row.trace_seconds),
         _plain(row.first_seconds),

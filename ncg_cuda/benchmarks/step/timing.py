@@ -14,12 +14,13 @@ rest            T(m) less all these: the update of the weights, the report, and 
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from ..measure import Rounds, Spread, interleave, spread
+from ..measure import Clock, Rounds, Spread, interleave, spread
 from .designs import Step
 
 GRADIENTS = 5
@@ -43,16 +44,10 @@ def seconds_of(f: Callable[[], Any]) -> float:
     return time.perf_counter() - started
 
 
-def clocks(
-    step: Step, gradient: Callable[[], Any], vector_work: Callable[[], Any], stand_ins: Callable[[], Any]
-) -> dict[str, Callable[[], float]]:
-    """All that is run in turns."""
+def clocks(step: Step, vector_work: Callable[[], Any], stand_ins: Callable[[], Any]) -> dict[str, Clock]:
+    """All that is run in turns, except the gradient."""
 
-    def unit() -> float:
-        gradient()
-        return seconds_of(lambda: [gradient() for _ in range(GRADIENTS)]) / GRADIENTS
-
-    def solving(f: Callable[[], Any], on: bool) -> Callable[[], float]:
+    def solving(f: Callable[[], Any], on: bool) -> Clock:
         def clock() -> float:
             step.set_solving(on)
             return seconds_of(f)
@@ -60,7 +55,6 @@ def clocks(
         return clock
 
     return {
-        "gradient": unit,
         "step": solving(step.step, True),
         "step of none": solving(step.step, False),
         "vector work": solving(vector_work, True),
@@ -71,13 +65,34 @@ def clocks(
 
 
 def run(
-    timed: dict[str, Callable[[], float]], repeats: int, seconds: float, say: Callable[[str], Any]
-) -> tuple[Rounds, str]:
-    """Warm everything up, then all in turns. Returns the rounds, and why something failed."""
+    timed: dict[str, Clock], gradient: Callable[[], Any], repeats: int, seconds: float, say: Callable[[str], Any]
+) -> Rounds:
+    """Warm everything up, then all in turns, the step between two runs of the gradient, whose mean counts: a machine
+    whose speed drifts while a step runs (tens of gradients long) shows it on both sides.
+    """
+    units: list[float] = []
+    step = timed["step"]
+
+    def unit() -> float:
+        gradient()
+        return seconds_of(lambda: [gradient() for _ in range(GRADIENTS)]) / GRADIENTS
+
+    def between() -> float:
+        units.append(math.nan)
+        before = unit()
+        value = step()
+        units[-1] = (before + unit()) / 2
+        return value
+
+    timed = {**timed, "step": between}
     for clock in timed.values():
         clock()
+    units.clear()
     rounds = interleave(timed, repeats, seconds=seconds, step=say)
-    return rounds, "; ".join(f"{name}: {why}" for name, why in rounds.failed.items())
+    if rounds.failed:
+        raise RuntimeError("; ".join(f"{name}: {why}" for name, why in rounds.failed.items()))
+    rounds.seconds["gradient"] = units
+    return rounds
 
 
 def split(rounds: Rounds) -> Split | None:

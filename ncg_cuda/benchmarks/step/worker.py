@@ -100,13 +100,11 @@ def _design(job: dict[str, Any], problem: Any) -> dict[str, Any]:
 
     _phase("tracing the gradient and the parts of the step")
     gradient, vector_work = designs.gradient_step(problem), step.make_vector_work()
-    timed = timing.clocks(step, gradient, vector_work, designs.stand_in_alone(problem, job["iterations"]))
+    timed = timing.clocks(step, vector_work, designs.stand_in_alone(problem, job["iterations"]))
     made = int(vector_work()[1])
     if made != job["iterations"]:
         raise RuntimeError(f"the vector work was that of {made} iterations instead of {job['iterations']}")
-    rounds, failed = timing.run(timed, job["repeats"], job["seconds"], lambda name: _say(step=name))
-    if failed:
-        raise RuntimeError(failed)
+    rounds = timing.run(timed, gradient, job["repeats"], job["seconds"], lambda name: _say(step=name))
     step.set_solving(True)
     step.step()
     if step.products() != job["iterations"]:
