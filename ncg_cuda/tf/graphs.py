@@ -49,14 +49,13 @@ def handles(variable: Any, chain: Sequence[Any]) -> list[Any]:
     if not hasattr(raw, "handle"):
         # A reference variable of v1: a nested graph captures what was read, not the reference.
         return [raw._ref()]
-    out = []
+    out: dict[int, Any] = {}
     for graph in chain:
         with graph.as_default():
-            out.append(tf.convert_to_tensor(raw.handle))
-    # A function that is called from a plain tf.Graph, where the variable is at home.
-    if not _is_eager(raw.handle) and all(raw.handle.graph is not graph for graph in chain):
-        out.append(raw.handle)
-    return out
+            handle = tf.convert_to_tensor(raw.handle)
+        # The handle of a variable in a plain tf.Graph is the same one in all functions inside.
+        out[id(handle)] = handle
+    return list(out.values())
 
 
 def _is_eager(tensor: Any) -> bool:
@@ -87,8 +86,8 @@ def depending_on(sources: Iterable[Any], among: Iterable[Any]) -> list[Any]:
     ops = sorted(among, key=lambda op: (_depth(op.graph), op._id))
     hit = {id(t) for t in sources}
     out = _depending_on(hit, ops)
-    if any(op.type == "NextIteration" for op in ops):
-        # In a loop of control flow v1 it leads back to an operation that is older.
+    if any(op.type in ("Switch", "Enter", "NextIteration") for op in ops):
+        # Control flow v1: an operation may be older than one that it depends on.
         while len(more := _depending_on(hit, ops)) > len(out):
             out = more
     return out

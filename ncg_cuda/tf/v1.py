@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -288,7 +289,7 @@ class NewtonCGOptimizer(tf.compat.v1.train.Optimizer):  # type: ignore[misc]
         one = sources[0] if len(sources) == 1 else None
         if raw_gradients is not None or not sources:
             return right, one
-        if self._curvature == "hessian" and _is_linear(right, [g for k in sources for g, _ in k.pairs]):
+        if self._curvature == "hessian" and _is_linear(given, [g for k in sources for g, _ in k.pairs]):
             return right, one
         if one is None:
             raise ValueError(_AMBIGUOUS.format(len(sources)))
@@ -383,10 +384,19 @@ def _tensor(gradient: Any) -> Any:
     return gradient.values if isinstance(gradient, tf.IndexedSlices) else gradient
 
 
+def _ones(tensor: Any) -> Any:
+    """Of a constant shape where it is known: else they depend on the tensor."""
+    return tf.ones(tensor.shape if tensor.shape.is_fully_defined() else tf.shape(tensor), tensor.dtype)
+
+
 def _is_linear(changed: Sequence[Any], gradients: Sequence[Any]) -> bool:
     """Whether the gradients were only added and scaled: then the derivative by them does not depend on them."""
     sources = [_tensor(g) for g in gradients if g is not None]
-    slopes = tf.gradients(list(changed), sources, grad_ys=[tf.ones(t.shape, t.dtype) for t in changed])
+    targets = [_tensor(g) for g in changed]
+    outside = all(t.op._get_control_flow_context() is None for t in targets)
+    # In a branch of control flow v1, what comes from outside would depend on itself.
+    with tf.control_dependencies(None) if outside else nullcontext():
+        slopes = tf.gradients(targets, sources, grad_ys=[_ones(t) for t in targets])
     slopes = [_tensor(s) for s in slopes if s is not None]
     above = {id(op) for op in depending_on(sources, ancestors(slopes))}
     return not any(id(s.op) in above for s in slopes)

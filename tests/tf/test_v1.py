@@ -282,6 +282,45 @@ def test_towers(clip: bool) -> None:
     np.testing.assert_allclose(after, np.array(START) + d * factor, rtol=1e-9)
 
 
+@pytest.mark.parametrize(("graph", "resource"), KINDS, indirect=["graph"])
+def test_scaled_loss_and_step_in_a_branch(resource: bool) -> None:
+    """As dynamic loss scaling has it: scaled back outside, applied inside of tf.cond."""
+    w, finite = variable(START, resource), v1.placeholder_with_default(True, [])
+    loss = tower(slice(None), w)
+    _, direction = dense_newton(loss, [w], 0.2)
+    optimizer = NewtonCGOptimizer(1.0, 0.2, **FULL)
+    pairs = [
+        (g * v1.placeholder_with_default(tf.constant(0.125, tf.float64), []), v)
+        for g, v in optimizer.compute_gradients(8.0 * loss)
+    ]
+
+    def apply() -> Any:
+        with tf.control_dependencies([optimizer.apply_gradients(pairs)]):
+            return tf.constant(1.0)
+
+    step = v1.cond(finite, apply, lambda: tf.constant(0.0))
+    after, d = applied(step, w, direction)
+    np.testing.assert_allclose(after, np.array(START) + d, rtol=1e-9)
+
+
+def ancestors_of(op: Any) -> set[Any]:
+    seen, pending = set(), [op]
+    while pending:
+        op = pending.pop()
+        if op not in seen:
+            seen.add(op)
+            pending += [*op.control_inputs, *(t.op for t in op.inputs)]
+    return seen
+
+
+def test_the_loss_is_computed_before_the_weights_change() -> None:
+    """Else a loss that reads a reference variable's memory might be that of the new weights."""
+    w = variable(START, resource=False)
+    loss = tf.add(tower(slice(None), w), tf.nn.l2_loss(w), name="sum_of_losses")
+    step = NewtonCGOptimizer().minimize(loss)
+    assert loss.op in ancestors_of(step)
+
+
 def test_gradients_from_elsewhere() -> None:
     w, unused = variable(START), variable([7.0])
     loss = tower(slice(None), w)
