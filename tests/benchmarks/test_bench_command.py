@@ -127,9 +127,9 @@ def test_a_run_says_beforehand_what_it_needs(tmp_path: Path, capsys: Capture) ->
 
 def test_a_killed_run_leaves_what_it_had_measured(tmp_path: Path) -> None:
     code = (
-        "import os, sys; from ncg_cuda.benchmarks import devices, iteration; from ncg_cuda.cli import main\n"
+        "import os, sys; from ncg_cuda.benchmarks import devices, operations; from ncg_cuda.cli import main\n"
         "devices._last_level_cache = lambda: 1 << 18\n"
-        "iteration.measure = lambda *a, **o: os.kill(os.getpid(), 9)\n"
+        "operations.measure = lambda *a, **o: os.kill(os.getpid(), 9)\n"
         "main(sys.argv[1:])"
     )
     arguments = [*TINY, "--sizes", "500", "--operations", "dots", "--quiet", "--out", str(tmp_path)]
@@ -137,9 +137,10 @@ def test_a_killed_run_leaves_what_it_had_measured(tmp_path: Path) -> None:
     assert done.returncode == -9
     record = read(tmp_path / "kernels.json")
     assert record["status"] == "running"
-    (result,) = record["sizes"][0]["operations"]["results"]
-    assert result["seconds"]["count"] == 1
-    assert "dots" in (tmp_path / "kernels.txt").read_text()
+    (at,) = record["sizes"]
+    assert "operations" not in at
+    assert at["iteration"]["iterations"] == 12
+    assert "ncg_cuda passes" in (tmp_path / "kernels.txt").read_text()
     assert {path.name for path in tmp_path.iterdir()} == {"kernels.json", "kernels.txt"}
 
 
@@ -202,14 +203,14 @@ def test_interruption_keeps_what_is_finished(tmp_path: Path, capsys: Capture, mo
     def interrupted(*arguments: Any, **options: Any) -> Any:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(command.iteration, "measure", interrupted)
+    monkeypatch.setattr(command.operations, "measure", interrupted)
     assert main([*TINY, "--sizes", "500", "--quiet", "--out", str(tmp_path)]) == 130
     printed = capsys.readouterr()
     assert "interrupted: what is finished is in" in printed.err
-    assert "damped_curvature" in printed.out
+    assert "ncg_cuda passes" in printed.out
     record = read(tmp_path / "kernels.json")
     assert record["status"] == "interrupted"
-    assert record["sizes"][0]["operations"]["results"]
+    assert record["sizes"][0]["iteration"]["iterations"] == 12
 
 
 @pytest.mark.parametrize(
