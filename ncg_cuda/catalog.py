@@ -188,5 +188,10 @@ OPERATIONS = [
     Operation("pack", 2, _native_pack, lambda tensors, flat: ([reference.pack(tensors, SCALE)], ()), takes_table=True),
     Operation("magnitude", 1, lambda a, **o: ([], (ops.magnitude(a, **o),)), lambda a: ([], (reference.magnitude(a),))),
     Operation("weighted_step", 3, lambda w, d, g, **o: ([w], ops.weighted_step(w, d, g, LR, **o)), _exact_step),
-    Operation("dots", 2, lambda a, b, **o: ([], ops.dots(a, b, **o)), lambda a, b: ([], reference.dots(a, b))),
+    Operation(
+        "dots",
+        2,
+        lambda a, b, **o: ([], ops.dots(a, b, scale_a=SCALE, scale_b=2 * SCALE, **o)),
+        lambda a, b: ([], reference.dots(a, b, SCALE, 2 * SCALE)),
+    ),
 ]

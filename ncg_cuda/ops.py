@@ -338,7 +338,7 @@ def pack(
     """
     _reals(scale=scale)
     operands = [(tensors, "tensors"), (flat, "flat")]
-    call("pack", operands, written=1, params=[scale], workspace=workspace, layout=layout)
+    call("pack", operands, written=1, params=[scale, 1.0], workspace=workspace, layout=layout)
 
 
 def unpack(
@@ -373,9 +373,21 @@ def magnitude(a: Any, *, workspace: Workspace | None = None) -> Any:
     return total
 
 
-def dots(a: Any, b: Any, *, workspace: Workspace | None = None) -> tuple[Any, Any, Any]:
-    """The sums a·b, a·a and b·b in one pass, in float64."""
-    sums = call("dots", [(a, "a"), (b, "b")], written=0, workspace=workspace)
+def dots(
+    a: Any, b: Any, *, scale_a: float = 1.0, scale_b: float = 1.0, workspace: Workspace | None = None
+) -> tuple[Any, Any, Any]:
+    """The sums a·b, a·a and b·b in one pass, in float64.
+
+    Args:
+        a: n elements.
+        b: n elements.
+        scale_a: a is multiplied by this, exactly if it is a power of two: squares of float32 numbers overflow at 1e19
+            and vanish near 1e-23.
+        scale_b: likewise for b.
+        workspace: see :func:`damped_curvature`.
+    """
+    _reals(scale_a=scale_a, scale_b=scale_b)
+    sums = call("dots", [(a, "a"), (b, "b")], written=0, params=[scale_a, scale_b], workspace=workspace)
     ab, aa, bb = _scalars(sums, 3)
     return ab, aa, bb
 

@@ -25,9 +25,9 @@ def _f64(a: ArrayLike) -> Vector:
     return np.asarray(a, dtype=np.float64).ravel()
 
 
-def dots(a: ArrayLike, b: ArrayLike) -> tuple[float, float, float]:
-    """The three sums a·b, a·a, b·b."""
-    a, b = _f64(a), _f64(b)
+def dots(a: ArrayLike, b: ArrayLike, scale_a: float = 1.0, scale_b: float = 1.0) -> tuple[float, float, float]:
+    """The three sums a·b, a·a, b·b of scale_a a and scale_b b."""
+    a, b = scale_a * _f64(a), scale_b * _f64(b)
     return float(a @ b), float(a @ a), float(b @ b)
 
 

@@ -93,7 +93,7 @@ class Solve:
         """Fill in the state block and the vectors."""
         s = self.system
         for views, clean in self._cleaned:
-            self._direct("pack", [views, clean], [1.0])
+            self._direct("pack", [views, clean], [1.0, 1.0])
         self._pass("magnitude", [self.b], written=0, params=[s.tau, s.cg_tol, s.max_iter])
         vectors = [self.x, self.r, self.p]
         if self.x0 is not None:
@@ -142,7 +142,7 @@ class Solve:
     def scaled(self, vector: Operand, factor: float) -> Operand:
         """A vector times a number, as a new vector."""
         out = self._vector(vector.name)
-        self._direct("pack", [vector, out], [factor])
+        self._direct("pack", [vector, out], [factor, 1.0])
         return out
 
     def residual(self, scale: float) -> Operand:
@@ -175,7 +175,7 @@ class Solve:
     def forget(self) -> None:
         """Back to the start: x = x0, or 0."""
         source, factor = (self.b, 0.0) if self.x0 is None else (self.x0, 1.0)
-        self._direct("pack", [source, self.x], [factor])
+        self._direct("pack", [source, self.x], [factor, 1.0])
 
     def _direct(
         self, name: str, operands: Sequence[Operand | Table], params: Sequence[float], *, written: int = 1
@@ -194,7 +194,7 @@ class Solve:
     def _accumulate(self, parts: Sequence[tuple[Matvec, float]], p: Operand) -> None:
         assert self.acc is not None
         for i, (matvec, weight) in enumerate(parts):
-            self._direct("accumulate" if i else "pack", [self._part(matvec, p), self.acc], [weight])
+            self._direct("accumulate" if i else "pack", [self._part(matvec, p), self.acc], [weight, 1.0])
 
     def _part(self, matvec: Matvec, p: Operand) -> Operand | Table:
         """What one matvec returns, checked."""

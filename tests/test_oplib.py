@@ -72,6 +72,39 @@ def test_pack_and_views(dtype: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("path", ["op", "plain"])
+def test_dots_and_scaled(dtype: str, path: str) -> None:
+    """Of vectors whose squares leave the range of float32; and nothing of a vector that is not asked for."""
+    run = solver.choose(path)
+    rng = np.random.default_rng(2)
+    a, b = ([rng.standard_normal(s).astype(dtype) for s in SHAPES] for _ in range(2))
+    small, large = np.asarray(2.0**-100, dtype), np.asarray(2.0**90, dtype)
+    va, vb = (
+        run.vector([tf.constant(t * small) for t in a], negate=True),
+        run.vector([tf.constant(t * large) for t in b]),
+    )
+    flat_a, flat_b = (np.concatenate([t.ravel().astype(np.float64) for t in v]) for v in (a, b))
+    d = run.dots(va, vb)
+    eps = float(np.finfo(dtype).eps)
+    norms = np.linalg.norm(flat_a), np.linalg.norm(flat_b)
+    assert float(d.aa) ** 0.5 / float(d.a_scale) == pytest.approx(norms[0] * 2.0**-100, rel=50 * eps)
+    assert float(d.bb) ** 0.5 / float(d.b_scale) == pytest.approx(norms[1] * 2.0**90, rel=50 * eps)
+    ab = float(d.ab) / float(d.a_scale) / float(d.b_scale)
+    assert ab == pytest.approx(-(flat_a @ flat_b) * 2.0**-10, abs=50 * eps * norms[0] * norms[1] * 2.0**-10)
+    nan = run.vector([tf.constant(t * np.asarray(np.nan, dtype)) for t in a])
+    for first, other, scale, want in ((True, nan, 2.0**100, -flat_a), (False, vb, 2.0**-90, flat_b)):
+        x, y = (va, other) if first else (nan, other)
+        out = run.tensors(
+            run.scaled(tf.constant(first), x, y, tf.constant(scale, tf.float64), tf.constant(0.7, tf.float64))
+        )
+        assert [t.shape for t in out] == [tf.TensorShape(s) for s in SHAPES]
+        got = np.concatenate([t.numpy().ravel() for t in out])
+        np.testing.assert_allclose(got, 0.7 * want, rtol=4 * eps)
+    none = run.scaled(tf.constant(True), nan, vb, tf.constant(1.0, tf.float64), tf.constant(0.0, tf.float64))
+    assert all(not t.numpy().any() for t in run.tensors(none))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("shift", [0.0, -1.3, -5.0])
 @pytest.mark.parametrize("path", ["op", "plain"])
 def test_both_paths_agree_with_the_reference(dtype: str, shift: float, path: str) -> None:
@@ -116,5 +149,9 @@ def test_the_op_refuses_vectors_of_another_length() -> None:
         lib.ncg_cg_iterate(hp=[tf.ones(32)], x=x, r=r, p=p, state=state[:5])
     with pytest.raises(tf.errors.InvalidArgumentError, match="x, r and p have different lengths"):
         lib.ncg_cg_finish(x=x, r=r[:16], p=p, state=state)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="NcgDots: a has 32 elements, but b has 16"):
+        lib.ncg_dots(x, x[:16], 1.0, 1.0)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="NcgScaled: a has 32 elements, but b has 16"):
+        lib.ncg_scaled(x, x[:16], True, 1.0, 1.0)
     with pytest.raises(tf.errors.InvalidArgumentError, match=r"flat has shape \[32\]; its shapes need \[48\]"):
         lib.ncg_views(x, shapes=[(33,)], N=1)

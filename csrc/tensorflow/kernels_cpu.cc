@@ -43,6 +43,10 @@ class Cpu {
     if (bytes > 0) std::memcpy(to, from, bytes);
     return absl::OkStatus();
   }
+  absl::Status zero(void* to, std::size_t bytes) {
+    if (bytes > 0) std::memset(to, 0, bytes);
+    return absl::OkStatus();
+  }
   absl::Status write(void* to, const void* host, std::size_t bytes) { return copy(to, host, bytes); }
 
 #define NCG_METHOD(name, Functor)                                                                  \

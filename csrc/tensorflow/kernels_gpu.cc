@@ -23,6 +23,7 @@ class Gpu {
     return ncg_cuda_table_bytes(count) / static_cast<std::int64_t>(sizeof(double));
   }
   absl::Status copy(void* to, const void* from, std::size_t bytes) { return stream_.copy(to, from, bytes); }
+  absl::Status zero(void* to, std::size_t bytes) { return stream_.zero(to, bytes); }
   absl::Status write(void* to, const void* host, std::size_t bytes) { return stream_.write(to, host, bytes); }
 
 #define NCG_METHOD(name, Functor)                           \

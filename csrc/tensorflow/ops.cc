@@ -116,3 +116,40 @@ REGISTER_OP("NcgCgFinish")
       return StateShape(c, 1);
     })
     .Doc("The solution: x with the step that the last iteration left out, in the units of b.");
+
+REGISTER_OP("NcgMagnitude")
+    .Input("a: T")
+    .Output("sum: double")
+    .Attr("T: {float, double}")
+    .SetShapeFn([](InferenceContext* c) -> absl::Status {
+      c->set_output(0, c->Scalar());
+      return absl::OkStatus();
+    })
+    .Doc("The sum of |a|.");
+
+REGISTER_OP("NcgDots")
+    .Input("a: T")
+    .Input("b: T")
+    .Input("scale_a: double")
+    .Input("scale_b: double")
+    .Output("sums: double")
+    .Attr("T: {float, double}")
+    .SetShapeFn([](InferenceContext* c) -> absl::Status {
+      c->set_output(0, c->Vector(3));
+      return absl::OkStatus();
+    })
+    .Doc("a.b, a.a and b.b of scale_a a and scale_b b: powers of two that keep squares in range.");
+
+REGISTER_OP("NcgScaled")
+    .Input("a: T")
+    .Input("b: T")
+    .Input("first: bool")
+    .Input("scale: double")
+    .Input("factor: double")
+    .Output("out: T")
+    .Attr("T: {float, double}")
+    .SetShapeFn([](InferenceContext* c) -> absl::Status {
+      c->set_output(0, c->input(0));
+      return absl::OkStatus();
+    })
+    .Doc("factor (scale v) for v = a if `first`, else b. Zeros where factor is 0, whatever the vectors hold.");

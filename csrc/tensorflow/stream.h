@@ -45,6 +45,11 @@ class Stream {
     Address target(to, bytes);
     return stream_->Memcpy(&target, Address(const_cast<void*>(from), bytes), bytes);
   }
+  absl::Status zero(void* to, std::size_t bytes) {
+    if (bytes == 0) return absl::OkStatus();
+    Address target(to, bytes);
+    return stream_->MemZero(&target, bytes);
+  }
   // Pageable memory is staged before the call returns.
   absl::Status write(void* to, const void* host, std::size_t bytes) {
     Address target(to, bytes);

@@ -8,8 +8,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from .scaling import dot, power_of_two, times
-from .solver import solve
+from . import solver
 
 FEASIBLE = 1e-6
 """A direction d is taken if g·d <= -FEASIBLE |g| |d|: scale-free, as in ``ncg_cuda.reference.feasible``."""
@@ -52,35 +51,38 @@ def newton_step(
         The direction: d; or -clipped if d is zero, not finite or no descent direction for g; or zero, to skip the step,
         if gradient or learning rate is not finite.
     """
-    b = [-g for g in clipped]
-    direction, report = solve(product, b, tau=tau, cg_tol=cg_tol, max_iter=max_iter, path=path)
-
-    # Sums of squares of vectors near 1, so that a loss of any scale is judged alike.
-    g_scale, d_scale = power_of_two(gradients), power_of_two(direction)
-    g_unit, d_unit = times(gradients, g_scale), times(direction, d_scale)
-    gg, gd, dd = dot(g_unit, g_unit), dot(g_unit, d_unit), dot(d_unit, d_unit)
-    gradient_norm = tf.sqrt(gg) / g_scale
+    gradients, clipped = [tf.convert_to_tensor(g) for g in gradients], [tf.convert_to_tensor(g) for g in clipped]
+    solver.check(clipped, tau, cg_tol, max_iter, path)
+    run = solver.choose(path)
+    # Everything in terms of -g, which b is unless it was clipped: no vector is held, or read, twice.
+    b = run.vector(clipped, negate=True)
+    same = all(c is g for c, g in zip(clipped, gradients, strict=True))
+    down = b if same else run.vector(gradients, negate=True)
+    d, report = run.solve(
+        solver.checked(product, clipped),
+        b,
+        tau=solver.as_float64(tau),
+        cg_tol=solver.as_float64(cg_tol),
+        max_iter=max_iter,
+    )
+    along_d = run.dots(down, d)
+    along_b = None if same else run.dots(down, b)
 
     rate = tf.cast(learning_rate, tf.float64)
-    sound = tf.math.is_finite(gg) & tf.math.is_finite(report.rhs_norm) & tf.math.is_finite(rate)
-    # d = 0 with g != 0 comes from a first product that was not finite: as useless as an ascent direction.
-    feasible = tf.math.is_finite(gd) & tf.math.is_finite(dd) & ((dd > 0) | tf.equal(gg, 0))
-    feasible &= gd <= -FEASIBLE * tf.sqrt(gg) * tf.sqrt(dd)
-    slope_of_b = -dot(g_unit, times(clipped, g_scale)) / g_scale / g_scale
-
-    zero, one = tf.zeros((), tf.float64), tf.ones((), tf.float64)
-    norm = tf.where(feasible, tf.sqrt(dd) / d_scale, report.rhs_norm)
-    factor = one
+    sound = tf.math.is_finite(along_d.aa) & tf.math.is_finite(report.rhs_norm) & tf.math.is_finite(rate)
+    feasible = _feasible(along_d)
+    norm = tf.where(feasible, tf.sqrt(along_d.bb) / along_d.b_scale, report.rhs_norm)
+    factor = tf.ones((), tf.float64)
     if max_step is not None:
         length = norm * tf.abs(rate)
-        factor = tf.where(length > max_step, tf.math.divide_no_nan(tf.constant(max_step, tf.float64), length), one)
-    factor = tf.where(sound, factor, zero)
-    # From vectors near 1: the factor alone may be too small a number for their dtype. no_nan: a skipped step is zero,
+        factor = tf.where(length > max_step, tf.math.divide_no_nan(tf.constant(max_step, tf.float64), length), factor)
+    factor = tf.where(sound, factor, tf.zeros((), tf.float64))
+    # To vectors near 1 first: the factor alone may be too small a number for their dtype. A skipped step is zero,
     # whatever the direction holds.
-    chosen = [tf.where(feasible, d, s) for d, s in zip(d_unit, times(b, g_scale), strict=True)]
-    factor_of_unit = factor / tf.where(feasible, d_scale, g_scale)
+    scale = tf.where(feasible, along_d.b_scale, along_d.a_scale if along_b is None else along_b.b_scale)
+    slope_of_b = _slope(along_d.aa, along_d.a_scale, along_d.a_scale) if along_b is None else _slope_of(along_b)
     return Step(
-        [tf.math.multiply_no_nan(d, tf.cast(factor_of_unit, d.dtype)) for d in chosen],
+        run.tensors(run.scaled(feasible, d, b, scale, factor / scale)),
         {
             "iterations": report.iterations,
             "products": report.products,
@@ -89,11 +91,27 @@ def newton_step(
             "rhs_norm": report.rhs_norm,
             "curvature": report.curvature,
             "drift": report.drift,
-            "gradient_norm": gradient_norm,
+            "gradient_norm": tf.sqrt(along_d.aa) / along_d.a_scale,
             "direction_norm": tf.math.multiply_no_nan(norm, factor),
-            "slope": tf.math.multiply_no_nan(tf.where(feasible, gd / g_scale / d_scale, slope_of_b), factor),
+            "slope": tf.math.multiply_no_nan(tf.where(feasible, _slope_of(along_d), slope_of_b), factor),
             "fallback": sound & ~feasible,
             "skipped": ~sound,
             "learning_rate": learning_rate,
         },
     )
+
+
+def _feasible(sums: solver.Dots) -> Any:
+    """Whether b, a direction, descends along a = -g."""
+    # d = 0 with g != 0 comes from a first product that was not finite: as useless as an ascent direction.
+    found = tf.math.is_finite(sums.ab) & tf.math.is_finite(sums.bb) & ((sums.bb > 0) | tf.equal(sums.aa, 0))
+    return found & (sums.ab >= FEASIBLE * tf.sqrt(sums.aa) * tf.sqrt(sums.bb))
+
+
+def _slope_of(sums: solver.Dots) -> Any:
+    return _slope(sums.ab, sums.a_scale, sums.b_scale)
+
+
+def _slope(ab: Any, a_scale: Any, b_scale: Any) -> Any:
+    """g·d from (-g)·d of scaled vectors."""
+    return -ab / a_scale / b_scale

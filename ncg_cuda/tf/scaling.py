@@ -18,11 +18,17 @@ def power_of_two(tensors: Sequence[Any]) -> Any:
     peaks = [tf.cast(tf.reduce_max(tf.abs(t)), tf.float64) for t in tensors if t.shape.num_elements() != 0]
     if not peaks:
         return tf.ones((), tf.float64)
-    peak = tf.reduce_max(tf.stack(peaks))
-    usable = tf.math.is_finite(peak) & (peak > 0)
-    exponent = tf.floor(tf.math.log(tf.where(usable, peak, 1.0)) / np.log(2.0))
-    # neither the power nor its inverse may leave the range of normal numbers
-    limit = float(np.finfo(tensors[0].dtype.as_numpy_dtype).maxexp - 2)
+    return power_of_two_for(tf.reduce_max(tf.stack(peaks)), tensors[0].dtype)
+
+
+def power_of_two_for(size: Any, dtype: Any) -> Any:
+    """A power of two that brings numbers of this size, a float64 scalar, near 1; 1 if it is zero or not finite.
+
+    It and its inverse are normal numbers of the dtype.
+    """
+    usable = tf.math.is_finite(size) & (size > 0)
+    exponent = tf.floor(tf.math.log(tf.where(usable, size, 1.0)) / np.log(2.0))
+    limit = float(np.finfo(dtype.as_numpy_dtype).maxexp - 2)
     return tf.pow(tf.constant(2.0, tf.float64), tf.clip_by_value(-exponent, -limit, limit))
 
 

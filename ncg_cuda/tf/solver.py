@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, Protocol
 
 import tensorflow as tf
 
@@ -47,6 +47,41 @@ class Report:
     """int32: products with H made, which may be one more than the iterations."""
 
 
+@dataclass(frozen=True)
+class Dots:
+    """The inner products of two vectors that were multiplied by powers of two, so that their squares are in range:
+    float64 scalar tensors.
+    """
+
+    ab: Any
+    """a·b of ``a_scale`` a and ``b_scale`` b."""
+    aa: Any
+    bb: Any
+    a_scale: Any
+    b_scale: Any
+
+
+class Path(Protocol):
+    """What a path's module has. Its vectors are its own matter: one flat tensor, or one tensor per variable."""
+
+    def vector(self, tensors: Sequence[Any], *, negate: bool = False) -> Any:
+        """A vector of the path from tensors of known shapes."""
+
+    def tensors(self, vector: Any) -> list[Any]:
+        """The other way about."""
+
+    def solve(self, product: Product, b: Any, *, tau: Any, cg_tol: Any, max_iter: int) -> tuple[Any, Report]:
+        """As the function :func:`solve`, on the path's vectors and with the arguments checked."""
+
+    def dots(self, a: Any, b: Any) -> Dots:
+        """The inner products."""
+
+    def scaled(self, first: Any, a: Any, b: Any, scale: Any, factor: Any) -> Any:
+        """``factor (scale a)`` if ``first`` is true, else ``factor (scale b)``; zeros where factor is 0, whatever the
+        vectors hold. All but the vectors are scalar tensors.
+        """
+
+
 def solve(
     product: Product,
     b: Sequence[Any],
@@ -77,35 +112,41 @@ def solve(
         RuntimeError: ``path="op"`` where the op cannot be used; the message names the remedy.
     """
     tensors = [tf.convert_to_tensor(t) for t in b]
-    _check(tensors, tau, cg_tol, max_iter, path)
-    product = _checked(product, tensors)
-    tau, cg_tol = _float64(tau), _float64(cg_tol)
-    run = _choose(path)
-    return run(product, tensors, tau=tau, cg_tol=cg_tol, max_iter=max_iter)
+    check(tensors, tau, cg_tol, max_iter, path)
+    run = choose(path)
+    direction, report = run.solve(
+        checked(product, tensors),
+        run.vector(tensors),
+        tau=as_float64(tau),
+        cg_tol=as_float64(cg_tol),
+        max_iter=max_iter,
+    )
+    return run.tensors(direction), report
 
 
-def _choose(path: str) -> Callable[..., tuple[list[Any], Report]]:
-    """The solver of the path, or of the plain one where ``"auto"`` cannot use the op."""
+def choose(path: str) -> Path:
+    """The module of the path, or of the plain one where ``"auto"`` cannot use the op."""
     if path != "plain":
         why_not = _why_no_op()
         if why_not is None:
             from . import solver_op
 
-            return solver_op.solve
+            return solver_op
         if path == "op":
             raise RuntimeError(f"The custom op cannot be used here: {why_not}")
         _say_once(why_not)
     from . import solver_plain
 
-    return solver_plain.solve
+    return solver_plain
 
 
-def _float64(value: Any) -> Any:
+def as_float64(value: Any) -> Any:
     """A scalar float64 tensor; tf.cast alone would round a Python number to float32 first."""
     return tf.cast(value, tf.float64) if tf.is_tensor(value) else tf.constant(value, tf.float64)
 
 
-def _check(tensors: list[Any], tau: Any, cg_tol: Any, max_iter: int, path: str) -> None:
+def check(tensors: list[Any], tau: Any, cg_tol: Any, max_iter: int, path: str) -> None:
+    """Raise a ValueError for arguments of :func:`solve` that are wrong."""
     if path not in PATHS:
         raise ValueError(f"path={path!r} is not known; allowed: {', '.join(map(repr, PATHS))}")
     if not tensors:
@@ -119,10 +160,10 @@ def _check(tensors: list[Any], tau: Any, cg_tol: Any, max_iter: int, path: str) 
     check_numbers(tau=tau, cg_tol=cg_tol, max_iter=max_iter)
 
 
-def _checked(product: Product, b: list[Any]) -> Product:
+def checked(product: Product, b: list[Any]) -> Product:
     """The product, refusing what does not look like b: a smaller result would be broadcast without an error."""
 
-    def checked(p: list[Any]) -> list[Any]:
+    def call(p: list[Any]) -> list[Any]:
         out = [tf.convert_to_tensor(t) for t in product(p)]
         if len(out) != len(b):
             raise ValueError(f"the product returned {len(out)} tensors for {len(b)}; one per tensor of b is needed")
@@ -135,7 +176,7 @@ def _checked(product: Product, b: list[Any]) -> Product:
             q.set_shape(t.shape)
         return out
 
-    return checked
+    return call
 
 
 def check_numbers(*, tau: Any, cg_tol: Any, max_iter: Any) -> None:

@@ -3,37 +3,68 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import tensorflow as tf
 
 from .. import ops
 from . import oplib
-from .solver import Product, Report
+from .scaling import power_of_two_for
+from .solver import Dots, Product, Report
 
 _FIELD = {name: i for i, name in enumerate(ops.STATE_FIELDS)}
 
 
-def solve(product: Product, b: Sequence[Any], *, tau: Any, cg_tol: Any, max_iter: int) -> tuple[list[Any], Report]:
-    """As :func:`ncg_cuda.tf.solver.solve`, with the op library loaded and the arguments checked there."""
+@dataclass(frozen=True)
+class Flat:
+    """Tensors one after the other, as ``ncg_cuda.Layout`` places them."""
+
+    flat: Any
+    shapes: list[Any]
+
+
+def vector(tensors: Sequence[Any], *, negate: bool = False) -> Flat:
+    """See :class:`ncg_cuda.tf.solver.Path`, as for the functions below."""
+    tensors = [tf.convert_to_tensor(t) for t in tensors]
+    return Flat(oplib.load().ncg_pack(tensors=tensors, negate=negate), [t.shape for t in tensors])
+
+
+def tensors(vector: Flat) -> list[Any]:
+    """Views that share the vector's memory."""
+    return list(oplib.load().ncg_views(vector.flat, shapes=vector.shapes, N=len(vector.shapes)))
+
+
+def solve(product: Product, b: Flat, *, tau: Any, cg_tol: Any, max_iter: int) -> tuple[Flat, Report]:
+    """By the custom op."""
     lib = oplib.load()
-    shapes = [t.shape for t in b]
-    flat = lib.ncg_pack(tensors=list(b))
-    x, r, p, state = lib.ncg_cg_begin(flat, tau=tau, cg_tol=cg_tol, max_iter=max_iter)
+    x, r, p, state = lib.ncg_cg_begin(b.flat, tau=tau, cg_tol=cg_tol, max_iter=max_iter)
 
     def running(x: Any, r: Any, p: Any, state: Any) -> Any:
         return tf.equal(state[_FIELD["stop"]], 0.0)
 
     def iterate(x: Any, r: Any, p: Any, state: Any) -> Any:
-        views = lib.ncg_views(p, shapes=shapes, N=len(shapes))
-        hp = [tf.convert_to_tensor(t) for t in product(list(views))]
+        hp = [tf.convert_to_tensor(t) for t in product(tensors(Flat(p, b.shapes)))]
         return lib.ncg_cg_iterate(hp=hp, x=x, r=r, p=p, state=state)
 
     # parallel_iterations=1: an iteration needs all of the one before, and its vectors are updated in place
     x, r, p, state = tf.while_loop(running, iterate, [x, r, p, state], parallel_iterations=1)
     x, state = lib.ncg_cg_finish(x=x, r=r, p=p, state=state)
-    direction = lib.ncg_views(x, shapes=shapes, N=len(shapes))
-    return list(direction), _report(state)
+    return Flat(x, b.shapes), _report(state)
+
+
+def dots(a: Flat, b: Flat) -> Dots:
+    """One pass for each scale, and one for the sums."""
+    lib = oplib.load()
+    n = float(max(1, a.flat.shape.num_elements()))
+    a_scale, b_scale = (power_of_two_for(lib.ncg_magnitude(v.flat) / n, v.flat.dtype) for v in (a, b))
+    ab, aa, bb = tf.unstack(lib.ncg_dots(a.flat, b.flat, a_scale, b_scale))
+    return Dots(ab, aa, bb, a_scale, b_scale)
+
+
+def scaled(first: Any, a: Flat, b: Flat, scale: Any, factor: Any) -> Flat:
+    """One pass."""
+    return Flat(oplib.load().ncg_scaled(a.flat, b.flat, first, scale, factor), a.shapes)
 
 
 def _report(state: Any) -> Report:

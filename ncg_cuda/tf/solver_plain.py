@@ -19,7 +19,7 @@ from ..reference import CURVATURE_GUARD
 from ..state import StopReason
 from .graphs import graph_chain, in_xla
 from .scaling import dot, power_of_two, times
-from .solver import Product, Report
+from .solver import Dots, Product, Report
 
 
 class _State(NamedTuple):
@@ -39,8 +39,31 @@ def _stop(condition: Any, reason: StopReason, otherwise: Any) -> Any:
     return tf.where(condition, tf.constant(int(reason), tf.int32), otherwise)
 
 
+def vector(tensors: Sequence[Any], *, negate: bool = False) -> list[Any]:
+    """See :class:`ncg_cuda.tf.solver.Path`, as for the functions below."""
+    return [-t for t in tensors] if negate else list(tensors)
+
+
+def tensors(vector: list[Any]) -> list[Any]:
+    """The same."""
+    return vector
+
+
+def dots(a: list[Any], b: list[Any]) -> Dots:
+    """Each sum by itself."""
+    a_scale, b_scale = power_of_two(a), power_of_two(b)
+    a, b = times(a, a_scale), times(b, b_scale)
+    return Dots(dot(a, b), dot(a, a), dot(b, b), a_scale, b_scale)
+
+
+def scaled(first: Any, a: list[Any], b: list[Any], scale: Any, factor: Any) -> list[Any]:
+    """Tensor by tensor."""
+    chosen = times([tf.where(first, v, w) for v, w in zip(a, b, strict=True)], scale)
+    return [tf.math.multiply_no_nan(v, tf.cast(factor, v.dtype)) for v in chosen]
+
+
 def solve(product: Product, b: Sequence[Any], *, tau: Any, cg_tol: Any, max_iter: int) -> tuple[list[Any], Report]:
-    """As :func:`ncg_cuda.tf.solver.solve`, which has checked the arguments."""
+    """By the operations below."""
     # On a right-hand side near 1: squares of float32 numbers below 1e-19 vanish, and above 1e19 they overflow.
     scale = power_of_two(b)
     direction, report = _solve(

@@ -60,6 +60,8 @@ def check_ops(devices: list[str], large: bool) -> Outcome:
 
             for name, shapes in lists.items():
                 compare(f"pack {name}", cases.packing(device, shapes, dtype), cases.packing_truth(shapes, dtype), 0.0)
+                summed = cases.summing(device, shapes, dtype)
+                compare(f"sums and multiples {name}", summed, cases.summing_truth(shapes, dtype), small)
                 for shift in (0.0, -5.0, -40.0):  # definite; negative curvature late, and at once
                     case = f"solve {name}, diagonal shifted by {shift:g}"
                     got = cases.solving(device, shapes, dtype, shift=shift)

@@ -60,6 +60,42 @@ def packing_truth(shapes: list[tuple[int, ...]], dtype: str) -> dict[str, np.nda
     return {"packed": flat, "negated": -flat, "views": -np.concatenate([t.ravel() for t in tensors])}
 
 
+SCALES = (2.0**-100, 2.0**90)
+"""Of the two vectors of :func:`summing`: their squares leave the range of float32."""
+
+
+def summing(device: str, shapes: list[tuple[int, ...]], dtype: str) -> dict[str, np.ndarray]:
+    """Magnitude, inner products, and multiples of one vector or the other; also of vectors that are not finite."""
+    lib = oplib.load()
+    with tf.device(device):
+        a, b = (
+            lib.ncg_pack(tensors=[tf.constant(t * np.asarray(scale, dtype)) for t in tensors_of(shapes, dtype, seed)])
+            for seed, scale in zip((2, 3), SCALES, strict=True)
+        )
+        nan = a * float("nan")
+        found = {
+            "magnitude": lib.ncg_magnitude(a),
+            "dots": lib.ncg_dots(a, b, 1.0 / SCALES[0], 1.0 / SCALES[1]),
+            "first": lib.ncg_scaled(a, b, True, 2.0, 3.0),
+            "second": lib.ncg_scaled(nan, b, False, 1.0 / SCALES[1], 0.5),
+            "none": lib.ncg_scaled(nan, b, True, 1.0, 0.0),
+        }
+    return {name: value.numpy() for name, value in found.items()}
+
+
+def summing_truth(shapes: list[tuple[int, ...]], dtype: str) -> dict[str, np.ndarray]:
+    """As :func:`summing`, by NumPy."""
+    layout = Layout(shapes)
+    a, b = (layout.pack([t.astype(np.float64) for t in tensors_of(shapes, dtype, seed)]) for seed in (2, 3))
+    return {
+        "magnitude": np.array(np.abs(a).sum() * SCALES[0]),
+        "dots": np.array(reference.dots(a, b)),
+        "first": 6.0 * a * SCALES[0],
+        "second": 0.5 * b,
+        "none": np.zeros(a.size),
+    }
+
+
 def solve_function(
     device: str, shapes: list[tuple[int, ...]], dtype: str, *, iterations: int, shift: float = 0.0, path: str = "op"
 ) -> tuple[Callable[..., Any], tuple[Any, Any]]:

@@ -1,8 +1,8 @@
-// Three sums of two vectors in one pass.
+// Three sums of two vectors in one pass, each vector times a factor: powers of two that keep squares in range.
 //
 //   reads   a, b       8 bytes an element (float32)
 //   writes  -
-//   sums    a.b, a.a, b.b
+//   sums    a.b, a.a, b.b of a = scale_a a, b = scale_b b
 #pragma once
 
 #include "ncg/operation.h"
@@ -18,14 +18,18 @@ struct Dots : Operation {
   static constexpr int kSums = 3;
   static constexpr bool kInSolve = false;
 
+  T scale_a, scale_b;
+
   template <class V>
   NCG_HD void operator()(V* v, V* sums) const {
-    sums[0] += v[0] * v[1];
-    sums[1] += v[0] * v[0];
-    sums[2] += v[1] * v[1];
+    const V a = scale_a * v[0];
+    const V b = scale_b * v[1];
+    sums[0] += a * b;
+    sums[1] += a * a;
+    sums[2] += b * b;
   }
 
-  static NCG_HD Dots from_params(const Scalars&) { return {}; }
+  static NCG_HD Dots from_params(const Scalars& c) { return {{}, static_cast<T>(c.at[0]), static_cast<T>(c.at[1])}; }
 };
 
 }  // namespace ncg

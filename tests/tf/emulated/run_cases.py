@@ -40,6 +40,8 @@ def main(library: str) -> dict[str, object]:
         for name, shapes in cases.SHAPES.items():
             packed = cases.differences(cases.packing(CPU, shapes, dtype), cases.packing_truth(shapes, dtype), 0.0)
             differences[f"pack {name} {dtype}"] = packed
+            summed = cases.differences(cases.summing(CPU, shapes, dtype), cases.summing_truth(shapes, dtype), small)
+            differences[f"sums {name} {dtype}"] = summed
             for shift in (0.0, -5.0, -40.0) if name == "odd sizes" else (0.0,):  # negative curvature late, and at once
                 truth = cases.solving_truth(shapes, dtype, shift=shift)
                 solved = cases.solving(CPU, shapes, dtype, shift=shift)

@@ -29,6 +29,10 @@ class Stream {
     if (bytes > 0) std::memcpy(to, from, bytes);
     return absl::OkStatus();
   }
+  absl::Status zero(void* to, std::size_t bytes) {
+    if (bytes > 0) std::memset(to, 0, bytes);
+    return absl::OkStatus();
+  }
   absl::Status write(void* to, const void* host, std::size_t bytes) {
     counts.written_bytes += static_cast<std::int64_t>(bytes);
     std::memcpy(to, host, bytes);
