@@ -12,10 +12,12 @@
 #
 # Settings: PYTHON (the interpreter that makes .venv), TENSORFLOW (the extra to install: tensorflow-cpu, tensorflow, or
 # tensorflow-cuda, which brings CUDA's libraries),
-# NCG_CUDA (AUTO, ON, OFF), CUDAARCHS (CUDA architectures, as CMake takes them: "90-real;120").
+# NCG_CUDA (AUTO, ON, OFF), CUDAARCHS (CUDA architectures, as CMake takes them: "90-real;120"), JOBS (processes that run
+# the tests).
 PYTHON ?= python3
 TENSORFLOW ?= tensorflow-cpu
 NCG_CUDA ?= AUTO
+JOBS ?= 2
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -33,6 +35,9 @@ $(VENV)/.installed: pyproject.toml
 	@echo "Installing TensorFlow and the tools into $(VENV) (once, about 2 GB) ..."
 	$(BIN)/python .ci/requirements.py $(TENSORFLOW) scenarios dev > $(VENV)/requirements.txt
 	$(BIN)/python -m pip install --quiet -r $(VENV)/requirements.txt
+	@# By itself: it names the TensorFlow wheel with GPU libraries as a dependency, and has TensorFlow's versions.
+	$(BIN)/python -m pip install --quiet --no-deps "tf-keras==$$($(BIN)/python .ci/tensorflow-minor.py).*" \
+	  || echo "No tf-keras for this TensorFlow: its tests are skipped."
 	touch $@
 
 # Core and op, into the environment; Python files are used where they stand.
@@ -50,10 +55,10 @@ demo: $(VENV)/.built
 	$(BIN)/ncg-cuda compare reg-diabetes cnn-digits --seeds 3 --out out/demo
 
 test: $(VENV)/.built
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 check-layers: $(VENV)/.built
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow -n $(JOBS)
 
 check-native: $(VENV)/.built
 	$(BIN)/python .ci/requirements.py native > $(VENV)/native.txt

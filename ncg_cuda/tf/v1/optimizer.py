@@ -1,32 +1,20 @@
-"""Newton-CG for graph-and-session code: a ``tf.compat.v1.train.Optimizer``.
-
-It takes the same step as :class:`ncg_cuda.tf.NewtonCG`, in a ``tf.Graph`` that a ``tf.compat.v1.Session`` runs (or in a
-``tf.function``), on resource variables and on classic reference variables, with control flow of either version::
-
-    step = ncg_cuda.tf.v1.NewtonCGOptimizer(learning_rate=1.0, tau=0.1)
-    train_op = step.minimize(loss, global_step=tf.compat.v1.train.get_or_create_global_step())
-    _, report = session.run([train_op, step.last_step])
-"""
+"""The optimizer; see the package."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 import keras
 import tensorflow as tf
 
-from .curvature import LinearizedGradient, dense
-from .gauss_newton import PIECEWISE_LINEAR, LinearizedOutputs
-from .graphs import ancestors, depending_on, raw_variable
-from .newton import newton_step
-from .parameters import NO_CURVATURE, check_parameters, checked_learning_rate
-from .vectors import check_variables
-
-__all__ = ["NewtonCGOptimizer"]
+from ..curvature_batch import Evaluated, linearized
+from ..graphs import raw_variable
+from ..newton import newton_step
+from ..parameters import check_parameters, checked_learning_rate
+from ..vectors import check_variables
+from .origin import Known, origin, shaped
 
 _EAGER = (
     "NewtonCGOptimizer builds operations for a tf.Graph and a tf.compat.v1.Session and cannot run eagerly. In eager "
@@ -45,25 +33,6 @@ _REPLICAS = (
     "NewtonCGOptimizer takes its step on one device, but {} replicas of a tf.distribute strategy call it. Use "
     "ncg_cuda.tf.NewtonCG in a Keras model, which solves one system over all replicas"
 )
-_AMBIGUOUS = (
-    "these gradients were computed from {} calls of compute_gradients and then changed by operations that are not "
-    "linear (clipping), so it is not known which function the Hessian belongs to. Give the gradients as they were "
-    "before clipping: apply_gradients(clipped, raw_gradients=averaged)"
-)
-
-
-@dataclass(frozen=True)
-class _Known:
-    """What one call of compute_gradients knows of its loss."""
-
-    loss: Any
-    outputs: list[Any]
-    fisher_loss: Any
-    pairs: list[tuple[Any, Any]]
-
-    def gradients_of(self, variables: Sequence[Any]) -> list[Any]:
-        mine = {id(v): g for g, v in self.pairs}
-        return [mine.get(id(v)) for v in variables]
 
 
 class NewtonCGOptimizer(tf.compat.v1.train.Optimizer):  # type: ignore[misc]
@@ -119,13 +88,14 @@ class NewtonCGOptimizer(tf.compat.v1.train.Optimizer):  # type: ignore[misc]
         )
         self._rate = _checked_rate(learning_rate)
         self._tau, self._curvature = tau, curvature
+        self._hessian = curvature == "hessian"
         self._solver: dict[str, Any] = {
             "cg_tol": float(cg_tol),
             "max_iter": int(max_iter),
             "max_step": max_step,
             "path": path,
         }
-        self._known: list[_Known] = []
+        self._known: list[Known] = []
         self.last_step: dict[str, Any] | None = None
 
     def minimize(
@@ -195,7 +165,7 @@ class NewtonCGOptimizer(tf.compat.v1.train.Optimizer):  # type: ignore[misc]
             (gradient, variable) pairs; None where the loss does not depend on a variable.
         """
         _check_context()
-        if self._curvature != "hessian" and (outputs is None or grad_loss is not None):
+        if not self._hessian and (outputs is None or grad_loss is not None):
             raise ValueError(
                 f"curvature={self._curvature!r} {_NO_OUTPUTS if outputs is None else 'does not allow grad_loss'}"
             )
@@ -211,7 +181,7 @@ class NewtonCGOptimizer(tf.compat.v1.train.Optimizer):  # type: ignore[misc]
         pairs: list[tuple[Any, Any]] = super().compute_gradients(
             given, variables, gate_gradients, aggregation_method, colocate_gradients_with_ops, grad_loss
         )
-        self._known.append(_Known(given, tf.nest.flatten([] if outputs is None else outputs), fisher_loss, pairs))
+        self._known.append(Known(given, tf.nest.flatten([] if outputs is None else outputs), fisher_loss, pairs))
         return pairs
 
     def apply_gradients(
@@ -253,10 +223,14 @@ class NewtonCGOptimizer(tf.compat.v1.train.Optimizer):  # type: ignore[misc]
         variables = [raw_variable(v) for _, v in used]
         check_variables(variables)
         with tf.name_scope(name or self._name):
-            right = [_shaped(g, v) for g, v in used]
+            right = [shaped(g, v) for g, v in used]
             given = [g for g, _ in used]
-            raw, known = self._origin(given, right, variables, raw_gradients)
-            matrix = self._matrix(raw, known, variables)
+            raw, known = origin(
+                self._known, given, right, variables, raw_gradients=raw_gradients, any_function=self._hessian
+            )
+            if known is None and not self._hessian:
+                raise ValueError(f"curvature={self._curvature!r} {_NO_OUTPUTS}")
+            matrix = linearized(self._curvature, _evaluated(known, raw), variables)
             rate = _scalar(self._call_if_callable(self._rate), "learning_rate")
             step = newton_step(
                 matrix.product, raw, clipped=right, learning_rate=rate, tau=self._damping(), **self._solver
@@ -269,57 +243,6 @@ class NewtonCGOptimizer(tf.compat.v1.train.Optimizer):  # type: ignore[misc]
                 # A skipped step has d = 0 and must not move the weights even if the learning rate is NaN.
                 moves = [tf.math.multiply_no_nan(tf.cast(rate, d.dtype), d) for d in step.direction]
         return super().apply_gradients(list(zip(moves, variables, strict=True)), global_step=global_step, name=name)
-
-    def _origin(
-        self, given: list[Any], right: list[Any], variables: list[Any], raw_gradients: Any
-    ) -> tuple[list[Any], _Known | None]:
-        """The gradients to linearise, and the call of compute_gradients that they belong to, if it is just one."""
-        if raw_gradients is not None:
-            mine = {id(v): g for g, v in raw_gradients}
-            missing = [v.name for v in variables if mine.get(id(v)) is None]
-            if missing:
-                raise ValueError(f"raw_gradients has no gradient for the variable {missing[0]!r}")
-            given = [mine[id(v)] for v in variables]
-            right = [_shaped(g, v) for g, v in zip(given, variables, strict=True)]
-        for known in self._known:
-            if all(a is b for a, b in zip(known.gradients_of(variables), given, strict=True)):
-                return right, known
-        above = {id(op) for op in ancestors(right)}
-        sources = [k for k in self._known if any(id(_tensor(g).op) in above for g, _ in k.pairs if g is not None)]
-        one = sources[0] if len(sources) == 1 else None
-        if raw_gradients is not None or not sources:
-            return right, one
-        if self._curvature == "hessian" and _is_linear(given, [g for k in sources for g, _ in k.pairs]):
-            return right, one
-        if one is None:
-            raise ValueError(_AMBIGUOUS.format(len(sources)))
-        first = one.gradients_of(variables)
-        return [
-            tf.zeros(v.shape, v.dtype.base_dtype) if g is None else _shaped(g, v)
-            for g, v in zip(first, variables, strict=True)
-        ], one
-
-    def _matrix(
-        self, gradients: list[Any], known: _Known | None, variables: list[Any]
-    ) -> LinearizedGradient | LinearizedOutputs:
-        if self._curvature == "hessian":
-            hessian = LinearizedGradient(gradients, variables)
-            if not hessian.has_curvature:
-                raise ValueError(NO_CURVATURE)
-            return hessian
-        if known is None:
-            raise ValueError(f"curvature={self._curvature!r} {_NO_OUTPUTS}")
-        matrix = LinearizedOutputs(
-            known.loss,
-            known.outputs,
-            variables,
-            kind=self._curvature,
-            fisher_loss=known.fisher_loss,
-            gradients=gradients,
-        )
-        if not matrix.has_curvature:
-            raise ValueError(PIECEWISE_LINEAR)
-        return matrix
 
     def _damping(self) -> Any:
         tau = _scalar(self._tau, "tau")
@@ -337,6 +260,13 @@ class NewtonCGOptimizer(tf.compat.v1.train.Optimizer):  # type: ignore[misc]
     def _resource_apply_dense(self, grad: Any, handle: Any) -> Any:
         """Likewise."""
         return handle.assign_add(grad, use_locking=self._use_locking, read_value=False)
+
+
+def _evaluated(known: Known | None, gradients: list[Any]) -> Evaluated:
+    if known is None:
+        return Evaluated(None, gradients=gradients)
+    fisher_loss = None if known.fisher_loss is None else lambda: known.fisher_loss
+    return Evaluated(known.loss, known.outputs, fisher_loss, gradients)
 
 
 def _check_context() -> None:
@@ -367,36 +297,3 @@ def _scalar(value: Any, name: str) -> Any:
             f"{name} has shape {tensor.shape}, dtype {tensor.dtype.name}; a number or a floating-point scalar is needed"
         )
     return tf.cast(tensor, tf.float64)
-
-
-def _shaped(gradient: Any, variable: Any) -> Any:
-    """The gradient as a dense tensor of the variable's shape, which it may not know."""
-    tensor = dense(gradient)
-    if not tensor.shape.is_compatible_with(variable.shape) or tensor.dtype != variable.dtype.base_dtype:
-        raise ValueError(
-            f"the gradient of variable {variable.name!r} has shape {tensor.shape}, dtype {tensor.dtype.name}; "
-            f"the variable has shape {variable.shape}, dtype {variable.dtype.base_dtype.name}"
-        )
-    return tf.ensure_shape(tensor, variable.shape)
-
-
-def _tensor(gradient: Any) -> Any:
-    return gradient.values if isinstance(gradient, tf.IndexedSlices) else gradient
-
-
-def _ones(tensor: Any) -> Any:
-    """Of a constant shape where it is known: else they depend on the tensor."""
-    return tf.ones(tensor.shape if tensor.shape.is_fully_defined() else tf.shape(tensor), tensor.dtype)
-
-
-def _is_linear(changed: Sequence[Any], gradients: Sequence[Any]) -> bool:
-    """Whether the gradients were only added and scaled: then the derivative by them does not depend on them."""
-    sources = [_tensor(g) for g in gradients if g is not None]
-    targets = [_tensor(g) for g in changed]
-    outside = all(t.op._get_control_flow_context() is None for t in targets)
-    # In a branch of control flow v1, what comes from outside would depend on itself.
-    with tf.control_dependencies(None) if outside else nullcontext():
-        slopes = tf.gradients(targets, sources, grad_ys=[_ones(t) for t in targets])
-    slopes = [_tensor(s) for s in slopes if s is not None]
-    above = {id(op) for op in depending_on(sources, ancestors(slopes))}
-    return not any(id(s.op) in above for s in slopes)
