@@ -29,6 +29,7 @@ from .parameters import (
     check_parameters,
     checked_learning_rate,
 )
+from .progress import told_if_slow
 from .vectors import check_variables
 
 if keras.backend.backend() != "tensorflow":
@@ -42,6 +43,10 @@ keras_fit.install()
 logger = logging.getLogger("ncg_cuda")
 
 _CACHED_LOSSES = 16
+_TRACING = (
+    "NewtonCG is building the graph of its step for %d weight tensors, and TensorFlow will optimise it in the first "
+    "step: tens of seconds for a network of 200 tensors, once"
+)
 
 
 @dataclass
@@ -307,18 +312,19 @@ class NewtonCG(keras.optimizers.Optimizer):  # type: ignore[misc]
     ) -> None:
         known = _gradients.get()
         assert known is not None
-        matrix = self._matrix(known.raw, trainable_variables)
-        step = newton_step(
-            lambda vectors: _over_replicas(matrix.product(vectors)),
-            known.unclipped,
-            clipped=grads,
-            learning_rate=learning_rate,
-            tau=self.tau,
-            cg_tol=self.cg_tol,
-            max_iter=self.max_iter,
-            max_step=self.max_step,
-            path=self.path,
-        )
+        with told_if_slow(_TRACING, len(trainable_variables)):
+            matrix = self._matrix(known.raw, trainable_variables)
+            step = newton_step(
+                lambda vectors: _over_replicas(matrix.product(vectors)),
+                known.unclipped,
+                clipped=grads,
+                learning_rate=learning_rate,
+                tau=self.tau,
+                cg_tol=self.cg_tol,
+                max_iter=self.max_iter,
+                max_step=self.max_step,
+                path=self.path,
+            )
         # The base class would sum the direction, the same on every replica, over them.
         tf.__internal__.distribute.interim.maybe_merge_call(
             self._distributed_tf_update_step,

@@ -1,10 +1,18 @@
-"""Progress of long work on an operator: one line on standard error, or a callback."""
+"""Progress of long work: on an operator, one line on standard error, or a callback; of tracing, a word in the log."""
 
 from __future__ import annotations
 
+import logging
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
+
+logger = logging.getLogger("ncg_cuda")
+
+PATIENCE = 3.0
+"""Seconds of silence."""
 
 ProgressOption = bool | Callable[[int, int], None] | None
 """None: a bar on standard error where that is a terminal and the work takes more than a second. True: in any case.
@@ -64,3 +72,17 @@ def _bar(label: str, total: int, *, forced: bool) -> Any:
         delay=0 if forced else 1,
         disable=False if forced else None,
     )
+
+
+@contextmanager
+def told_if_slow(what: str, *values: Any) -> Iterator[None]:
+    """Log ``what % values`` as a warning, which is on standard error by default, if the block takes longer than
+    :data:`PATIENCE`.
+    """
+    timer = threading.Timer(PATIENCE, logger.warning, (what, *values))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from ncg_cuda.tf import NewtonCG, solver
+from ncg_cuda.tf import NewtonCG, progress, solver
 
 layers = keras.layers
 RNG = np.random.default_rng(0)
@@ -49,6 +49,19 @@ def test_fit(kind: str) -> None:
     assert last.steps == 12
     assert last.products_total >= 12
     assert last.loss_after < last.loss
+
+
+@pytest.mark.parametrize("patience", [0.0, 600.0])
+def test_slow_tracing_is_said(
+    patience: float, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(progress, "PATIENCE", patience)
+    model = network("dense")
+    model.compile(optimizer=NewtonCG(), loss=LOSS)
+    model.fit(X, Y, batch_size=32, epochs=2, verbose=0)
+    said = [r.getMessage() for r in caplog.records if "building the graph" in r.getMessage()]
+    assert len(said) == (1 if patience == 0.0 else 0)
+    assert all("for 4 weight tensors" in text for text in said)
 
 
 def test_linear_regression_in_one_step() -> None:
