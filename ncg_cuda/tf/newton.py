@@ -16,9 +16,9 @@ FEASIBLE = 1e-6
 
 @dataclass(frozen=True)
 class Step:
-    """The direction, one tensor per variable, and what happened, as scalar tensors named as in ``StepReport``."""
+    """What to add to the variables, a tensor for each; and what happened, scalar tensors named as in ``StepReport``."""
 
-    direction: list[Any]
+    moves: list[Any]
     numbers: dict[str, Any]
 
 
@@ -40,7 +40,7 @@ def newton_step(
         product: the product with H, undamped.
         gradients: the gradient g, one tensor per variable.
         clipped: the gradient after clipping, or g itself.
-        learning_rate: a scalar, not multiplied in here; looked at for being finite, and by ``max_step``.
+        learning_rate: a scalar.
         tau: see :func:`ncg_cuda.tf.solver.solve`, as for the following.
         cg_tol: likewise.
         max_iter: likewise.
@@ -48,8 +48,8 @@ def newton_step(
         max_step: shorten the direction so that |learning_rate * d| is at most this; None for no limit.
 
     Returns:
-        The direction: d; or -clipped if d is zero, not finite or no descent direction for g; or zero, to skip the step,
-        if gradient or learning rate is not finite.
+        The learning rate times d; or times -clipped if d is zero, not finite or no descent direction for g; or zero, to
+        skip the step, if gradient or learning rate is not finite.
     """
     gradients, clipped = [tf.convert_to_tensor(g) for g in gradients], [tf.convert_to_tensor(g) for g in clipped]
     solver.check(clipped, tau, cg_tol, max_iter, path)
@@ -82,7 +82,7 @@ def newton_step(
     scale = tf.where(feasible, along_d.b_scale, along_d.a_scale if along_b is None else along_b.b_scale)
     slope_of_b = _slope(along_d.aa, along_d.a_scale, along_d.a_scale) if along_b is None else _slope_of(along_b)
     return Step(
-        run.tensors(run.scaled(feasible, d, b, scale, factor / scale)),
+        run.tensors(run.scaled(feasible, d, b, scale, tf.math.multiply_no_nan(rate, factor) / scale)),
         {
             "iterations": report.iterations,
             "products": report.products,

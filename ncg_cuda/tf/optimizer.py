@@ -325,11 +325,11 @@ class NewtonCG(keras.optimizers.Optimizer):  # type: ignore[misc]
                 max_step=self.max_step,
                 path=self.path,
             )
-        # The base class would sum the direction, the same on every replica, over them.
+        # The base class would sum the moves, the same on every replica, over them.
         tf.__internal__.distribute.interim.maybe_merge_call(
             self._distributed_tf_update_step,
             self._distribution_strategy,
-            list(zip(step.direction, map(raw_variable, trainable_variables), strict=True)),
+            list(zip(step.moves, map(raw_variable, trainable_variables), strict=True)),
             learning_rate,
         )
         self._report.assign(self._numbers(step))
@@ -353,9 +353,8 @@ class NewtonCG(keras.optimizers.Optimizer):  # type: ignore[misc]
         return of_data(self.curvature, variables, known.on, data, size=size, micro=micro)
 
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
-        """Move the variable by learning_rate times ``gradient``, which is the direction d here."""
-        # A skipped step has d = 0 and must not move the weights even if the learning rate is NaN.
-        self.assign_add(variable, tf.math.multiply_no_nan(tf.cast(learning_rate, variable.dtype), gradient))
+        """Add ``gradient``, which is learning_rate times the direction here, to the variable."""
+        self.assign_add(variable, gradient)
 
     def _numbers(self, step: Step) -> Any:
         known = objective.current(self)

@@ -66,7 +66,7 @@ def test_targets_say_how_far_away_they_are() -> None:
     assert {name: v.word for name, v in verdicts.items()} == {
         "time of a step": "met",
         "vector work in a step": "missed",
-        "peak memory over a gradient's": "met",
+        "peak memory, of processes": "met",
         "tracing": "met",
     }
     assert verdicts["time of a step"].distance == "-47 %"

@@ -104,7 +104,7 @@ def build(problem: Problem, design: str, curvature: str, iterations: int) -> Ste
                 max_step=None,
                 path=optimizer.path,
             )
-            return found.direction, found.numbers["products"]
+            return found.moves, found.numbers["products"]
 
         return vector_work
 

@@ -240,8 +240,7 @@ class NewtonCGOptimizer(tf.compat.v1.train.Optimizer):  # type: ignore[misc]
             self.last_step = {name: tf.identity(t) for name, t in {**step.numbers, "loss": loss}.items()}
             # A loss may read a reference variable's memory: it must have been computed before that changes.
             with tf.control_dependencies(list(self.last_step.values())):
-                # A skipped step has d = 0 and must not move the weights even if the learning rate is NaN.
-                moves = [tf.math.multiply_no_nan(tf.cast(rate, d.dtype), d) for d in step.direction]
+                moves = [tf.identity(move) for move in step.moves]
         return super().apply_gradients(list(zip(moves, variables, strict=True)), global_step=global_step, name=name)
 
     def _damping(self) -> Any:
