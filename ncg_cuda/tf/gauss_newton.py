@@ -12,6 +12,9 @@ these matrices are JᵀCJ for a small matrix C at the outputs:
                     that is a mean over N examples
 ==================  ==================================================================================================
 
+In ``mixed_float16``, z is taken in float32, behind the loss's cast, and both halves of a product are scaled into
+float16's range (:mod:`ncg_cuda.tf.half_precision`).
+
 What does not pass through z (weight regularization, ``add_loss``) is added with its exact Hessian. The products by J
 and Jᵀ run backward passes only: with w = Jᵀu, which is linear in a dummy u and built once, Js is the derivative of w by
 u in the direction s. Sources: N. Schraudolph, "Fast curvature matrix-vector products" (Neural Computation 2002);
