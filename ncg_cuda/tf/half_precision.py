@@ -108,6 +108,8 @@ class LossSide:
             return cls(tf.ones((), tf.float64), None)
         slopes = tf.gradients(loss, at, stop_gradients=at)
         pairs = [(tf.convert_to_tensor(d), t) for d, t in zip(slopes, at, strict=True) if d is not None]
+        if not pairs:  # nothing in float16 that the loss depends on
+            return cls(tf.ones((), tf.float64), None)
         bends: list[Any] = []
         with suppress(LookupError, NotImplementedError):  # no second derivative: whoever needs it will say so
             bends = tf.gradients([d for d, _ in pairs], at, grad_ys=[_signs(t) for _, t in pairs], stop_gradients=at)
@@ -178,7 +180,7 @@ def in_range(product: Callable[[list[Any], Any], Sequence[Any]], vectors: Sequen
 
     def again(i: Any, room: Any, *out: Any) -> Any:
         del room
-        finite = tf.math.is_finite(tf.add_n([tf.reduce_max(tf.abs(t)) for t in out if t.shape.num_elements() != 0]))
+        finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(t)) for t in out])
         return (i == 0) | ((i < _ATTEMPTS) & ~finite)
 
     def body(i: Any, room: Any, *_: Any) -> Any:
