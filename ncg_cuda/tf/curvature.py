@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import tensorflow as tf
 
-from . import second_derivatives
+from . import half_precision, second_derivatives
 from .differentiable import check_twice_differentiable, explain
 from .graphs import ancestors, depending_on, graph_chain, handles, raw_variable
 from .operators import CurvatureOperator
@@ -30,8 +30,10 @@ class LinearizedGradient:
         gradients: the raw gradients as graph tensors (not clipped, not accumulated); an IndexedSlices is densified,
             None counts as zero.
         variables: the variables they belong to, ``tf.Variable`` or Keras variables.
+        loss: the loss, if it is known; only for models in float16, see :mod:`ncg_cuda.tf.half_precision`.
 
     Attributes:
+        half_size: what s is scaled to for float16, a float64 scalar; None for a model without.
         has_curvature: whether any of the gradients depends on any of the variables in this graph.
 
     Raises:
@@ -39,7 +41,7 @@ class LinearizedGradient:
         RuntimeError: in eager execution, where there is no graph to differentiate.
     """
 
-    def __init__(self, gradients: Sequence[Any], variables: Sequence[Any]) -> None:
+    def __init__(self, gradients: Sequence[Any], variables: Sequence[Any], loss: Any = None) -> None:
         chain = graph_chain()
         if not chain:
             raise RuntimeError("LinearizedGradient needs a graph: call it inside a tf.function")
@@ -49,10 +51,12 @@ class LinearizedGradient:
         # Every graph has its own tensor for a variable's handle: the parts of the derivative are added per variable.
         self._handles = [handles(v, chain) for v in self.variables]
         flat = [h for hs in self._handles for h in hs]
-        path = depending_on(flat, ancestors(self._known))
+        above = ancestors(self._known)
+        path = depending_on(flat, above)
         self.has_curvature = bool({id(g.op) for g in self._known} & {id(op) for op in path})
         check_twice_differentiable(path)
         self._marks = second_derivatives.find(path)
+        self.half_size = half_precision.target(self._known, loss) if half_precision.uses_half(above) else None
         self._lists = [op.name for op in path if any(t.dtype == tf.variant for t in op.outputs)]
 
     def product(self, vectors: Sequence[Any]) -> list[Any]:
@@ -62,6 +66,11 @@ class LinearizedGradient:
             One tensor per variable, with its shape and dtype; zero where the gradient does not depend on it.
         """
         vectors = [tf.convert_to_tensor(s) for s in vectors]
+        if self.half_size is None:
+            return self._product(vectors)
+        return half_precision.in_range(lambda s, _: self._product(s), vectors, self.half_size)
+
+    def _product(self, vectors: list[Any]) -> list[Any]:
         known = [s for s, g in zip(vectors, self.gradients, strict=True) if g is not None]
         flat = [h for hs in self._handles for h in hs]
         with second_derivatives.applied(self._marks), explain():
@@ -112,9 +121,10 @@ class HessianOperator(CurvatureOperator):
     def __init__(self, loss_fn: Callable[[], Any], variables: Sequence[Any]) -> None:
         super().__init__(variables)
         self._linear: LinearizedGradient | None = None
+        self._half_size: Any = None
         if graph_chain():
             self.loss, known = gradient(loss_fn, self._raw)
-            self._linear = LinearizedGradient(known, self._raw)
+            self._linear = LinearizedGradient(known, self._raw, self.loss)
             self.gradients = _fill(known, self._raw)
             return
 
@@ -159,7 +169,7 @@ class HessianOperator(CurvatureOperator):
                 return cls(lambda: loss_fn(batch), variables)
             piece = cls.__new__(cls)
             CurvatureOperator.__init__(piece, variables)
-            piece._linear = None
+            piece._linear, piece._half_size = None, None
             piece._linearise(shared, batch)
             return piece
 
@@ -172,11 +182,17 @@ class HessianOperator(CurvatureOperator):
             for v in self._raw:
                 self._tape.watch(v)
             with explain():
-                self.loss, self.gradients = function(*batch)
+                self.loss, self.gradients, *half_size = function(*batch)
+        self._half_size = half_size[0] if half_size else None
 
     def _product(self, vectors: list[Any]) -> list[Any]:
         if self._linear is not None:
             return self._linear.product(vectors)
+        if self._half_size is None:
+            return self._of_tape(vectors)
+        return half_precision.in_range(lambda s, _: self._of_tape(s), vectors, self._half_size)
+
+    def _of_tape(self, vectors: list[Any]) -> list[Any]:
         with explain():
             parts = self._tape.gradient(
                 self.gradients,
@@ -219,12 +235,13 @@ def _linearisation(loss_fn: Callable[..., Any], variables: Sequence[Any]) -> Any
     """A ``tf.function`` of ``loss_fn``'s arguments that gives loss and gradients, and can be differentiated again."""
 
     @tf.function(autograph=False)  # type: ignore[untyped-decorator]
-    def linearise(*batch: Any) -> tuple[Any, list[Any]]:
+    def linearise(*batch: Any) -> tuple[Any, ...]:
         loss, known = gradient(lambda: loss_fn(*batch), variables)
-        linear = LinearizedGradient(known, variables)
+        linear = LinearizedGradient(known, variables, loss)
         linear.refuse_loops()
         linear.mark_stops()
-        return loss, _fill(known, variables)
+        gradients = _fill(known, variables)
+        return (loss, gradients) if linear.half_size is None else (loss, gradients, linear.half_size)
 
     return linearise
 
@@ -241,7 +258,9 @@ def gradient(loss_fn: Callable[[], Any], variables: Sequence[Any]) -> tuple[Any,
             "Reduce it, for example with tf.reduce_mean"
         )
     with explain("first"):
-        known = tape.gradient(loss, variables)
+        known = half_precision.scaled_gradients(
+            loss, lambda slope: tape.gradient(loss, variables, output_gradients=slope)
+        )
     return loss, [None if g is None else dense(g) for g in known]
 
 

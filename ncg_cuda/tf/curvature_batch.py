@@ -13,6 +13,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from . import half_precision
 from .curvature import LinearizedGradient
 from .gauss_newton import PIECEWISE_LINEAR, LinearizedOutputs
 from .graphs import graph_chain, handles
@@ -45,7 +46,7 @@ def linearized(kind: str, evaluated: Evaluated, variables: Sequence[Any]) -> Lin
         gradients = evaluated.gradients
         if gradients is None:
             gradients = _gradients(evaluated.loss, variables)
-        hessian = LinearizedGradient(gradients, variables)
+        hessian = LinearizedGradient(gradients, variables, evaluated.loss)
         if not hessian.has_curvature:
             raise ValueError(NO_CURVATURE)
         return hessian
@@ -68,7 +69,8 @@ def linearized(kind: str, evaluated: Evaluated, variables: Sequence[Any]) -> Lin
 def _gradients(loss: Any, variables: Sequence[Any]) -> list[Any]:
     """The raw gradient, one tensor or None per variable."""
     spread = [handles(v, graph_chain()) for v in variables]
-    parts = iter(tf.gradients(loss, [h for hs in spread for h in hs]))
+    flat = [h for hs in spread for h in hs]
+    parts = iter(half_precision.scaled_gradients(loss, lambda slope: tf.gradients(loss, flat, grad_ys=slope)))
     out = []
     for hs in spread:
         mine = [tf.convert_to_tensor(p) for p in (next(parts) for _ in hs) if p is not None]

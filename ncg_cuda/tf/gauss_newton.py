@@ -12,6 +12,9 @@ these matrices are JᵀCJ for a small matrix C at the outputs:
                     that is a mean over N examples
 ==================  ==================================================================================================
 
+In ``mixed_float16``, z is taken in float32, behind the loss's cast, and both halves of a product are scaled into
+float16's range (:mod:`ncg_cuda.tf.half_precision`).
+
 What does not pass through z (weight regularization, ``add_loss``) is added with its exact Hessian. The products by J
 and Jᵀ run backward passes only: with w = Jᵀu, which is linear in a dummy u and built once, Js is the derivative of w by
 u in the direction s. Sources: N. Schraudolph, "Fast curvature matrix-vector products" (Neural Computation 2002);
@@ -25,10 +28,11 @@ from typing import Any
 
 import tensorflow as tf
 
-from . import second_derivatives
+from . import half_precision, second_derivatives
 from .curvature import LinearizedGradient, dense
 from .differentiable import check_twice_differentiable, explain
 from .graphs import ancestors, depending_on, graph_chain, handles
+from .scaling import times
 
 CURVATURES = ("hessian", "gauss-newton", "fisher", "empirical-fisher")
 """The names of the curvature matrices; all but the first come from :class:`LinearizedOutputs`."""
@@ -87,16 +91,23 @@ class LinearizedOutputs:
             self.gradients = [None if g is None else dense(g) for g in gradients]
             self._choose_outputs(loss if fisher_loss is None else fisher_loss, list(outputs))
             self._transpose()
-            by_passing = self._sum(tf.gradients(loss, self._flat, stop_gradients=self._z))
+            by_passing = self._sum(
+                half_precision.scaled_gradients(
+                    loss, lambda slope: tf.gradients(loss, self._flat, grad_ys=slope, stop_gradients=self._stops)
+                )
+            )
         self._rest: LinearizedGradient | None = None
         if any(g is not None for g in by_passing):
-            rest = LinearizedGradient(by_passing, self.variables)
+            rest = LinearizedGradient(by_passing, self.variables, loss)
             self._rest = rest if rest.has_curvature else None
         self.has_curvature = self._rest is not None or kind == "empirical-fisher" or self._bends()
 
     def _choose_outputs(self, loss: Any, outputs: list[Any]) -> None:
         """Those outputs that the loss depends on directly, and its derivatives there."""
         outputs = list({id(z): z for z in outputs}.values())
+        self._half = half_precision.uses_half(ancestors([loss, *outputs]))
+        if self._half:
+            outputs = half_precision.cast_outputs(loss, outputs)
         # Each output on its own: one that is a function of another one must not be counted twice.
         slopes = tf.gradients(loss, outputs, stop_gradients=outputs) if outputs else []
         pairs = [(z, dense(d)) for z, d in zip(outputs, slopes, strict=True) if d is not None]
@@ -107,6 +118,8 @@ class LinearizedOutputs:
             )
         self._z = [z for z, _ in pairs]
         self._slopes = [d for _, d in pairs]
+        # Another loss of the same outputs has casts of its own.
+        self._stops = [*self._z, *half_precision.sources(self._z)] if self._half else self._z
 
     def _transpose(self) -> None:
         """W = Jᵀ u, whose derivative by u in the direction s is J s."""
@@ -160,15 +173,26 @@ class LinearizedOutputs:
             One tensor per variable, with its shape and dtype; zero where nothing depends on it.
         """
         vectors = [tf.convert_to_tensor(s) for s in vectors]
-        curved = self.output_product(self.jacobian_product(vectors))
-        with explain():
-            out = self._sum(tf.gradients(self._z, self._flat, grad_ys=curved))
+        out = half_precision.in_range(self._curved, vectors) if self._half else self._curved(vectors)
         rest = [None] * len(out) if self._rest is None else self._rest.product(vectors)
         sums = []
         for part, more, s in zip(out, rest, vectors, strict=True):
             known = [t for t in (part, more) if t is not None]
             sums.append(tf.add_n(known) if known else tf.zeros_like(s))
         return sums
+
+    def _curved(self, vectors: Sequence[Any], room: Any = None) -> list[Any]:
+        """JᵀCJ s, or None; room: see :func:`ncg_cuda.tf.half_precision.in_range`."""
+        curved = self.output_product(self.jacobian_product(vectors))
+        factor = None
+        if self._half:
+            curved, factor = half_precision.adjoint(curved, room)
+        with explain():
+            out = self._sum(tf.gradients(self._z, self._flat, grad_ys=curved))
+        if factor is None:
+            return out
+        known = [tf.zeros_like(s) if t is None else t for t, s in zip(out, vectors, strict=True)]
+        return times(known, 1.0 / factor)
 
 
 def _outer_products(slopes: Sequence[Any], tangents: Sequence[Any]) -> list[Any]:

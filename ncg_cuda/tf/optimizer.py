@@ -100,6 +100,12 @@ class NewtonCG(keras.optimizers.Optimizer):  # type: ignore[misc]
     A non-finite gradient or learning rate skips the step; a direction that is not finite or not a descent direction is
     replaced by -g. Both are counted in :attr:`last_step`. All trainable variables must be float32, or all float64.
 
+    In ``mixed_float16``, Keras puts this optimizer into a ``LossScaleOptimizer``. Products are then scaled into
+    float16's range, whatever the size of gradient and direction (:mod:`ncg_cuda.tf.half_precision`), and accurate to
+    float16's rounding, 1e-3 to 1e-2 of their norm. A step whose gradient overflows is left out, and the scale halved,
+    by Keras. A loss scale so small that the gradient itself underflows spoils the Hessian, its derivative, too; not the
+    other curvatures. Give a last layer of softmax or sigmoid ``dtype="float32"``, as Keras advises.
+
     Under a ``tf.distribute`` strategy all replicas solve one system together: gradient and products are summed over
     them.
 

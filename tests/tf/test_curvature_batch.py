@@ -31,15 +31,15 @@ def network() -> keras.Model:
 def recorded(monkeypatch: pytest.MonkeyPatch, s: Any) -> list[Any]:
     """Variables that get the product with ``s`` in the next step."""
     kept = [tf.Variable(tf.zeros_like(t)) for t in s]
-    original = newton.solve
+    original = newton.solver.checked
 
-    def recording_solve(product: Any, b: Any, **rest: Any) -> Any:
+    def recording(product: Any, b: Any) -> Any:
         found = tf.while_loop(lambda i, p: i < 1, lambda i, p: (i + 1, product(p)), (0, [tf.constant(t) for t in s]))[1]
         for variable, value in zip(kept, found, strict=True):
             variable.assign(value)
-        return original(product, b, **rest)
+        return original(product, b)
 
-    monkeypatch.setattr(newton, "solve", recording_solve)
+    monkeypatch.setattr(newton.solver, "checked", recording)
     return kept
 
 

@@ -124,15 +124,15 @@ LOSSES: dict[str, tuple[str | None, Any, Any, Callable[[Any], Any], str]] = {
 def product_inside_fit(model: Any, x: Any, y: Any, s: Any, monkeypatch: Any, curvature: str, **options: Any) -> Any:
     """One step of a real fit, recording the product as the solver's own loop computes it."""
     kept = [tf.Variable(tf.zeros_like(t)) for t in s]
-    original = newton.solve
+    original = newton.solver.checked
 
-    def recording_solve(product: Any, b: Any, **rest: Any) -> Any:
+    def recording(product: Any, b: Any) -> Any:
         found = tf.while_loop(lambda i, p: i < 1, lambda i, p: (i + 1, product(p)), (0, [tf.constant(t) for t in s]))[1]
         for variable, value in zip(kept, found, strict=True):
             variable.assign(value)
-        return original(product, b, **rest)
+        return original(product, b)
 
-    monkeypatch.setattr(newton, "solve", recording_solve)
+    monkeypatch.setattr(newton.solver, "checked", recording)
     compiling = {k: options.pop(k) for k in list(options) if k in ("loss", "loss_weights")}
     model.compile(optimizer=NewtonCG(max_iter=2, curvature=curvature), **compiling)
     model.fit(x, y, batch_size=BATCH, epochs=1, verbose=0, **options)

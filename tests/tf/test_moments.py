@@ -31,15 +31,15 @@ def products_inside_fit(
 ) -> list[np.ndarray]:
     """One step of a real fit, recording H s as the solver's own loop computes it."""
     kept = [tf.Variable(tf.zeros_like(t)) for t in s]
-    original = newton.solve
+    original = newton.solver.checked
 
-    def recording_solve(product: Any, b: Any, **options: Any) -> Any:
+    def recording(product: Any, b: Any) -> Any:
         found = tf.while_loop(lambda i, p: i < 1, lambda i, p: (i + 1, product(p)), (0, [tf.constant(t) for t in s]))[1]
         for variable, value in zip(kept, found, strict=True):
             variable.assign(value)
-        return original(product, b, **options)
+        return original(product, b)
 
-    monkeypatch.setattr(newton, "solve", recording_solve)
+    monkeypatch.setattr(newton.solver, "checked", recording)
     model.compile(optimizer=NewtonCG(max_iter=2, **compile), loss="mse")
     model.fit(x, y, batch_size=len(x), epochs=1, verbose=0)
     return [v.numpy() for v in kept]
