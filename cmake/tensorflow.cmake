@@ -42,3 +42,39 @@ if(NCG_CUDA_FOUND)
   set_target_properties(ncg_tf PROPERTIES CUDA_RUNTIME_LIBRARY Static)
 endif()
 install(TARGETS ncg_tf LIBRARY DESTINATION ncg_cuda)
+
+# Its passes for functions that XLA compiles for the CPU: one more library, because XLA's headers promise nothing from
+# one TensorFlow to the next. Where they do not compile, or are not all in the package, the plain path serves under XLA.
+set(NCG_TF_XLA_SOURCES csrc/tensorflow/xla/handlers.cc csrc/tensorflow/xla/ops.cc)
+set(NCG_TF_XLA_INCLUDE ${NCG_TF_INCLUDE} ${NCG_TF_INCLUDE}/external/highwayhash
+  ${NCG_TF_INCLUDE}/external/farmhash_archive/src)
+set(NCG_TF_XLA_LIBRARIES ${NCG_TF_LIB}/libtensorflow_cc.so.2 ${NCG_TF_LIB}/libtensorflow_framework.so.2)
+set(NCG_TF_XLA_KEY ${NCG_TF_VERSION} ${CMAKE_CXX_COMPILER} ${CMAKE_CXX_COMPILER_VERSION})
+foreach(source ${NCG_TF_XLA_SOURCES})
+  file(SHA256 ${CMAKE_SOURCE_DIR}/${source} hash)
+  list(APPEND NCG_TF_XLA_KEY ${hash})
+endforeach()
+if(NOT "${NCG_TF_XLA_KEY}" STREQUAL "${NCG_TF_XLA_TRIED}")  # compiled on trial once for each TensorFlow and source
+  message(STATUS "ncg_cuda: trying XLA's headers of TensorFlow ${NCG_TF_VERSION}")
+  unset(NCG_TF_XLA_COMPILES CACHE)
+  set(CMAKE_TRY_COMPILE_TARGET_TYPE STATIC_LIBRARY)
+  list(TRANSFORM NCG_TF_XLA_SOURCES PREPEND ${CMAKE_SOURCE_DIR}/ OUTPUT_VARIABLE sources)
+  try_compile(NCG_TF_XLA_COMPILES ${CMAKE_BINARY_DIR}/try_xla SOURCES ${sources}
+    CMAKE_FLAGS "-DINCLUDE_DIRECTORIES=${CMAKE_SOURCE_DIR}/csrc;${NCG_TF_XLA_INCLUDE}"
+    COMPILE_DEFINITIONS ${NCG_TF_DEFINES} CXX_STANDARD 17 CXX_STANDARD_REQUIRED ON OUTPUT_VARIABLE NCG_TF_XLA_ERROR)
+  unset(CMAKE_TRY_COMPILE_TARGET_TYPE)
+  file(WRITE ${CMAKE_BINARY_DIR}/try_xla.log "${NCG_TF_XLA_ERROR}")
+  set(NCG_TF_XLA_TRIED "${NCG_TF_XLA_KEY}" CACHE INTERNAL "what NCG_TF_XLA_COMPILES is about")
+endif()
+if(NOT NCG_TF_XLA_COMPILES OR NOT EXISTS ${NCG_TF_LIB}/libtensorflow_cc.so.2)
+  message(STATUS "ncg_cuda: no kernels for XLA with TensorFlow ${NCG_TF_VERSION}: see ${CMAKE_BINARY_DIR}/try_xla.log")
+  return()
+endif()
+add_library(ncg_tf_xla MODULE ${NCG_TF_XLA_SOURCES})
+set_target_properties(ncg_tf_xla PROPERTIES PREFIX "lib" OUTPUT_NAME "ncg_tf_xla-${NCG_TF_MINOR}"
+  CXX_VISIBILITY_PRESET hidden SKIP_BUILD_RPATH TRUE INSTALL_RPATH "")
+target_link_libraries(ncg_tf_xla PRIVATE ncg_options ${NCG_TF_XLA_LIBRARIES})
+target_include_directories(ncg_tf_xla SYSTEM PRIVATE ${NCG_TF_XLA_INCLUDE})
+# GCC takes the inlined small vectors of XLA's headers for uninitialised ones
+target_compile_options(ncg_tf_xla PRIVATE ${NCG_TF_DEFINES} -Wno-maybe-uninitialized)
+install(TARGETS ncg_tf_xla LIBRARY DESTINATION ncg_cuda)

@@ -60,6 +60,30 @@ def why_not() -> str:
     return _load()[1]
 
 
+@cache
+def _load_xla() -> tuple[Any, str]:
+    path = native_directory() / f"libncg_tf_xla-{running()}.so"
+    if not path.exists():
+        return None, (
+            f"this function is compiled by XLA, and the op library was built without kernels for XLA in TensorFlow "
+            f"{running()}, whose headers may not allow it; use jit_compile=False, or rebuild: {REBUILD}"
+        )
+    try:
+        return tf.load_op_library(str(path)), ""
+    except (tf.errors.OpError, OSError, RuntimeError) as error:
+        return None, f"{path.name} does not load ({error}); rebuild: {REBUILD}"
+
+
+def load_xla() -> Any:
+    """The module of the ops that XLA compiles for the CPU (``ncg_list_cg_iterate`` and so on), or None."""
+    return _load_xla()[0]
+
+
+def why_not_xla() -> str:
+    """Why :func:`load_xla` returns None, and the command that mends it; empty where it does not."""
+    return _load_xla()[1]
+
+
 def has_gpu_kernels() -> bool:
     """Whether the library that is loaded has kernels for GPUs, that is, was built with CUDA."""
     from tensorflow.python.framework.kernels import get_registered_kernels_for_op

@@ -1,8 +1,9 @@
 """Conjugate gradients on tensors, inside a TensorFlow graph or eagerly: one entry, two paths.
 
-The *op* path runs the fused passes of the native library through a TensorFlow custom op. The *plain* path does the same
-arithmetic with ordinary TensorFlow operations: it needs no compiled library and works under XLA, but moves each vector
-through memory several times as often.
+The *op* path runs the fused passes of the native library through a TensorFlow custom op; in a function that XLA
+compiles for the CPU, through custom calls of XLA. The *plain* path does the same arithmetic with ordinary TensorFlow
+operations: it needs no compiled library and works everywhere, but moves each vector through memory several times as
+often.
 """
 
 from __future__ import annotations
@@ -129,9 +130,9 @@ def choose(path: str) -> Path:
     if path != "plain":
         why_not = _why_no_op()
         if why_not is None:
-            from . import solver_op
+            from . import solver_op, solver_xla
 
-            return solver_op
+            return solver_xla if in_xla() else solver_op
         if path == "op":
             raise RuntimeError(f"The custom op cannot be used here: {why_not}")
         _say_once(why_not)
@@ -194,14 +195,11 @@ def _why_no_op() -> str | None:
     replicas = tf.distribute.get_strategy().num_replicas_in_sync
     if replicas > 1:
         return f"{replicas} replicas of a tf.distribute strategy take this step together, which the op cannot"
-    if in_xla():
-        return (
-            "this function is compiled by XLA, which has no kernel for it. Where TensorFlow sees a GPU, Keras asks for "
-            "XLA unless told otherwise: model.compile(..., jit_compile=False)"
-        )
     try:
-        from . import oplib
+        from . import oplib, solver_xla
 
+        if in_xla():
+            return solver_xla.why_not()
         if oplib.load() is None:
             return oplib.why_not()
         return oplib.why_not_on_gpu() if tf.config.list_logical_devices("GPU") else None

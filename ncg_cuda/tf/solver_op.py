@@ -13,7 +13,7 @@ from . import oplib
 from .scaling import power_of_two_for
 from .solver import Dots, Product, Report
 
-_FIELD = {name: i for i, name in enumerate(ops.STATE_FIELDS)}
+FIELD = {name: i for i, name in enumerate(ops.STATE_FIELDS)}
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ def solve(product: Product, b: Flat, *, tau: Any, cg_tol: Any, max_iter: int) ->
     x, r, p, state = lib.ncg_cg_begin(b.flat, tau=tau, cg_tol=cg_tol, max_iter=max_iter)
 
     def running(x: Any, r: Any, p: Any, state: Any) -> Any:
-        return tf.equal(state[_FIELD["stop"]], 0.0)
+        return tf.equal(state[FIELD["stop"]], 0.0)
 
     def iterate(x: Any, r: Any, p: Any, state: Any) -> Any:
         hp = [tf.convert_to_tensor(t) for t in product(tensors(Flat(p, b.shapes)))]
@@ -50,7 +50,7 @@ def solve(product: Product, b: Flat, *, tau: Any, cg_tol: Any, max_iter: int) ->
     # parallel_iterations=1: an iteration needs all of the one before, and its vectors are updated in place
     x, r, p, state = tf.while_loop(running, iterate, [x, r, p, state], parallel_iterations=1)
     x, state = lib.ncg_cg_finish(x=x, r=r, p=p, state=state)
-    return Flat(x, b.shapes), _report(state)
+    return Flat(x, b.shapes), report_of(state)
 
 
 def dots(a: Flat, b: Flat) -> Dots:
@@ -67,9 +67,11 @@ def scaled(first: Any, a: Flat, b: Flat, scale: Any, factor: Any) -> Flat:
     return Flat(oplib.load().ncg_scaled(a.flat, b.flat, first, scale, factor), a.shapes)
 
 
-def _report(state: Any) -> Report:
+def report_of(state: Any) -> Report:
+    """What a state block says."""
+
     def field(name: str) -> Any:
-        return state[_FIELD[name]]
+        return state[FIELD[name]]
 
     return Report(
         iterations=tf.cast(field("iteration"), tf.int32),

@@ -95,7 +95,7 @@ def _solve(
     def body(state: _State, x: list[Any], r: list[Any], p: list[Any]) -> tuple[_State, list[Any], list[Any], list[Any]]:
         return _iterate(product, state, x, r, p, tau64=tau64, tol_rr=tol_rr, max_iter=max_iter, room=room)
 
-    if _must_unroll():
+    if must_unroll():
         x, r, p = vectors
         for _ in range(max_iter):
             state, x, r, p = body(state, x, r, p)
@@ -201,7 +201,7 @@ def _choose_q_scale(mean_square: Any, dtype: Any) -> Any:
     return tf.where(large, power(-(5 * limit // 8)), tf.where(small, power(3 * limit // 4), power(0)))
 
 
-def _must_unroll() -> bool:
+def must_unroll() -> bool:
     """XLA on the CPU runs a convolution inside a loop about 30 times slower than outside, and ``tf.distribute`` refuses
     to reduce over replicas inside one: unroll the loop there.
     """

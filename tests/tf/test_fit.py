@@ -90,7 +90,7 @@ def test_op_and_plain_path_give_the_same_losses() -> None:
 
 @pytest.mark.parametrize("kind", ["dense", "conv"])
 def test_xla(kind: str) -> None:
-    """The dense network takes the loop, the convolutional one the unrolled loop, both on the plain path."""
+    """The dense network takes the loop, the convolutional one the unrolled loop."""
     np.testing.assert_allclose(losses(kind, jit_compile=True), losses(kind, path="plain"), rtol=1e-4)
 
 

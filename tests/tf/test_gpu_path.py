@@ -42,7 +42,9 @@ def test_a_gpu_with_kernels_takes_the_op(monkeypatch: pytest.MonkeyPatch) -> Non
     assert solver.choose("auto") is solver_op
 
 
-def test_xla_names_the_setting_that_lets_the_op_run() -> None:
+def test_xla_names_the_setting_that_lets_the_op_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch, kernels=True, status=("13.0", 1, ""))
+
     def go() -> Any:
         return solver.solve(lambda p: p, [tf.ones(2)], tau=0.0, cg_tol=1e-5, max_iter=3, path="op")[0]
 
