@@ -7,6 +7,7 @@ linearised once, and as much memory as one piece takes.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,8 +17,10 @@ import tensorflow as tf
 from . import half_precision
 from .curvature import LinearizedGradient
 from .gauss_newton import PIECEWISE_LINEAR, LinearizedOutputs
-from .graphs import graph_chain, handles
+from .graphs import graph_chain, handles, in_xla
 from .parameters import NO_CURVATURE, NO_OUTPUTS
+
+logger = logging.getLogger("ncg_cuda")
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ def linearized(kind: str, evaluated: Evaluated, variables: Sequence[Any]) -> Lin
     if kind == "hessian":
         gradients = evaluated.gradients
         if gradients is None:
-            gradients = _gradients(evaluated.loss, variables)
+            gradients = loss_gradients(evaluated.loss, variables)
         hessian = LinearizedGradient(gradients, variables, evaluated.loss)
         if not hessian.has_curvature:
             raise ValueError(NO_CURVATURE)
@@ -66,7 +69,7 @@ def linearized(kind: str, evaluated: Evaluated, variables: Sequence[Any]) -> Lin
     return matrix
 
 
-def _gradients(loss: Any, variables: Sequence[Any]) -> list[Any]:
+def loss_gradients(loss: Any, variables: Sequence[Any]) -> list[Any]:
     """The raw gradient, one tensor or None per variable."""
     spread = [handles(v, graph_chain()) for v in variables]
     flat = [h for hs in spread for h in hs]
@@ -82,7 +85,7 @@ class Feed:
     """Data for the curvature, from step to step.
 
     Args:
-        data: (x, y) or (x, y, sample_weight), arrays that are the same in every step; or a ``tf.data.Dataset`` of such
+        data: (x, y) or (x, y, sample_weight), arrays of which each step takes all; or a ``tf.data.Dataset`` of such
             batches, of which each step takes the next one, from the beginning again at its end.
     """
 
@@ -108,10 +111,16 @@ class Pieces:
     Args:
         count: their number, an int or an integer tensor.
         part: part(i, vectors) builds, in the graph under construction, the product with matrix i (an integer tensor).
+        rest: rest(vectors) builds the product with one more, if there is one.
     """
 
-    def __init__(self, count: Any, part: Callable[[Any, list[Any]], Sequence[Any]]) -> None:
-        self.count, self.part = count, part
+    def __init__(
+        self,
+        count: Any,
+        part: Callable[[Any, list[Any]], Sequence[Any]],
+        rest: Callable[[list[Any]], Sequence[Any]] | None = None,
+    ) -> None:
+        self.count, self.part, self.rest = count, part, rest
 
     def product(self, vectors: Sequence[Any]) -> list[Any]:
         """The product, one tensor per variable; may be called in a nested graph."""
@@ -121,7 +130,13 @@ class Pieces:
             return i + 1, [t + part for t, part in zip(total, self.part(i, tensors), strict=True)]
 
         start = (tf.constant(0), [tf.zeros_like(s) for s in tensors])
-        return list(tf.while_loop(lambda i, *_: i < self.count, add, start, parallel_iterations=1)[1])
+        total = list(tf.while_loop(lambda i, *_: i < self.count, add, start, parallel_iterations=1)[1])
+        if self.rest is None:
+            return total
+        # After the loop, so that the memory of its last piece is free.
+        with tf.control_dependencies(total):
+            tensors = [tf.identity(s) for s in tensors]
+        return [t + more for t, more in zip(total, self.rest(tensors), strict=True)]
 
 
 def of_losses(kind: str, variables: Sequence[Any], losses: Sequence[Callable[[], Evaluated]]) -> Pieces:
@@ -167,16 +182,27 @@ def of_data(
         data = _examples(data, 0, total)
     if micro is None:
         return linearized(kind, on(data), variables)
-    whole = isinstance(total, int) and total % micro == 0
 
-    def part(i: Any, vectors: list[Any]) -> Sequence[Any]:
-        begin = i * micro
-        count = micro if whole else tf.minimum(micro, total - begin)
+    def of(begin: Any, count: Any, vectors: list[Any]) -> Sequence[Any]:
         found = linearized(kind, on(_examples(data, begin, count)), variables).product(vectors)
         share = tf.cast(count, tf.float64) / tf.cast(total, tf.float64)
         return [tf.cast(share, t.dtype) * t for t in found]
 
-    return Pieces((total + micro - 1) // micro, part)
+    if isinstance(total, int):  # pieces of one size, which XLA needs, and a rest
+        full, left = divmod(total, micro)
+        rest = None if left == 0 else lambda vectors: of(total - left, left, vectors)
+        return Pieces(full, lambda i, vectors: of(i * micro, micro, vectors), rest)
+    if in_xla():
+        logger.warning(
+            "micro_batch_size=%d is left out: XLA needs pieces of one size, and the size of the batch is not known. "
+            "Give batches of one size (drop_remainder=True)",
+            micro,
+        )
+        return linearized(kind, on(data), variables)
+    return Pieces(
+        (total + micro - 1) // micro,
+        lambda i, vectors: of(i * micro, tf.minimum(micro, total - i * micro), vectors),
+    )
 
 
 def _examples(data: Any, begin: Any, count: Any) -> Any:

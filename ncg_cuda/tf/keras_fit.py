@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from typing import Any
 
@@ -25,7 +25,7 @@ import tensorflow as tf
 from .curvature_batch import Evaluated
 from .graphs import raw_variable
 from .objective import Objective, RecordingScope, Values, provide, replaced, withdraw
-from .outputs import expected_labels, outputs_of
+from .outputs import expected_labels, local_copy, outputs_of, part_of
 
 
 class _Reached(Exception):
@@ -67,6 +67,8 @@ class _Step:
             fisher_loss=lambda: self.fisher_loss(loss, batch),
             data=self.data,
             on=self.on,
+            parts=lambda ranges: self.parts(batch, ranges),
+            certain=getattr(self.train_step, "__func__", None) is keras.Model.train_step,
             **{name: batch.get(name) for name in names},
         )
         if again:
@@ -90,6 +92,25 @@ class _Step:
         reached = self.repeat(None, data)
         loss, batch = reached.loss, reached.batch
         return Evaluated(loss, outputs_of(batch.get("y_pred")), lambda: self.fisher_loss(loss, batch))
+
+    def parts(self, batch: dict[str, Any], ranges: Sequence[tuple[Any, Any]]) -> tuple[list[Any], list[Any]]:
+        """The losses of parts of the batch's outputs, each given by where it begins and how many examples it has; and
+        the outputs. Metrics do not see it.
+        """
+        added = [layer.name for layer in self.model._flatten_layers() if layer._losses]
+        if added:
+            raise ValueError(
+                f"micro_batch_size: the layer {added[0]!r} adds a loss of its own (add_loss, activity_regularizer), of "
+                "which it is not known whether it is a mean over the examples. Leave out micro_batch_size, or use "
+                "minimize with a curvature_loss_fn for each piece"
+            )
+        batch = {name: local_copy(value) for name, value in batch.items()}
+        with RecordingScope():
+            losses = [
+                self.compute_loss(**{name: part_of(value, begin, count) for name, value in batch.items()})
+                for begin, count in ranges
+            ]
+        return losses, outputs_of(batch["y_pred"])
 
     def repeat(self, values: Values, data: Any) -> _Reached:
         """Repeat train_step up to its loss."""

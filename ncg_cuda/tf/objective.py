@@ -13,6 +13,7 @@ A loop that calls ``apply_gradients`` by hand has no objective; what needs one r
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -22,10 +23,49 @@ import keras
 import tensorflow as tf
 
 from .curvature import gradient
-from .curvature_batch import Evaluated
-from .graphs import ancestors, nested_functions, raw_variable
+from .curvature_batch import Evaluated, loss_gradients
+from .graphs import ancestors, in_xla, nested_functions, raw_variable
 
 Values = Sequence[Any] | None
+
+
+logger = logging.getLogger("ncg_cuda")
+
+_ANOTHER_LOSS = (
+    "{} is taken of the loss that compute_loss returned, but train_step differentiates another one (scaled, say, or "
+    "with something added): the gradients differ. Let train_step differentiate what compute_loss returns (override "
+    "compute_loss to change the loss), or take the Hessian of the whole batch, which needs the gradients alone"
+)
+_UNCHECKED = (
+    "train_step is a custom one, and XLA cannot check that it differentiates the loss that compute_loss returns; "
+    "compile the model with jit_compile=False to have it checked"
+)
+_NO_MEAN = (
+    "micro_batch_size needs a loss that is a mean over the examples, but here the parts of the batch do not add up to "
+    "the whole. Reasons: reduction='sum' or 'mean_with_sample_weight', a mask "
+    "that leaves out other numbers of steps in each part, a compute_loss of your own. Use "
+    "reduction='sum_over_batch_size', or leave out micro_batch_size"
+)
+
+
+def _agree(one: Sequence[Any], other: Sequence[Any], loss: Any) -> Any:
+    """Whether two gradients, None where nothing depends on it, are equal to rounding, or one is not finite."""
+    tolerance = {"float64": 1e-8, "float32": 1e-4}.get(loss.dtype.name, 3e-2)
+    difference, size = tf.zeros((), tf.float64), tf.zeros((), tf.float64)
+    for a, b in zip(one, other, strict=True):
+        a, b = (None if t is None else tf.convert_to_tensor(t) for t in (a, b))
+        if a is None and b is None:
+            continue
+        a = tf.zeros_like(b) if a is None else a
+        b = tf.zeros_like(a) if b is None else tf.cast(b, a.dtype)
+        difference += tf.cast(tf.nn.l2_loss(a - b), tf.float64)
+        size += tf.cast(tf.nn.l2_loss(a), tf.float64) + tf.cast(tf.nn.l2_loss(b), tf.float64)
+    return (difference <= tolerance**2 * size) | ~tf.math.is_finite(size)
+
+
+def _examples_in(outputs: Any) -> Any:
+    first = tf.nest.flatten(outputs)[0]
+    return first.shape[0] or tf.shape(first)[0]
 
 
 class Objective:
@@ -53,17 +93,20 @@ class Objective:
         fisher_loss: Callable[[], Any] | None = None,
         data: Any = None,
         on: Callable[[Any], Evaluated] | None = None,
+        parts: Callable[[Sequence[tuple[Any, Any]]], tuple[list[Any], list[Any]]] | None = None,
+        certain: bool = True,
     ) -> None:
         self.variables = list(variables)
         self.loss = loss
         self.x, self.y, self.y_pred, self.sample_weight = x, y, y_pred, sample_weight
         self.outputs = list(outputs)
         self._evaluate, self._fisher_loss = evaluate, fisher_loss
-        self.data, self._on = data, on
+        self.data, self._on, self._parts = data, on, parts
+        self._certain = certain
         self._refusal: str | None = None
 
     def refuse(self, why: str) -> None:
-        """Make every later :meth:`loss_at` raise: the loss is known not to be reproducible."""
+        """Make every later :meth:`loss_at` and :meth:`verify` raise: ``loss`` is not the one that is differentiated."""
         self._refusal = self._refusal or why
 
     def evaluated(self, gradients: Sequence[Any]) -> Evaluated:
@@ -88,6 +131,49 @@ class Objective:
                 "a curvature_loss_fn, or several"
             )
 
+    def verify(self, gradients: Sequence[Any], what: str) -> None:
+        """See to it that ``loss`` is the loss that the gradients belong to, where a custom train_step leaves that open.
+
+        Args:
+            gradients: one tensor per variable.
+            what: what depends on it, for the message.
+
+        There the gradient of ``loss`` is computed once more and compared while the step runs (not under XLA, which
+        knows no assertions).
+
+        Raises:
+            RuntimeError: it is known not to be.
+        """
+        if self._refusal is not None:
+            raise RuntimeError(
+                f"{what} needs the loss that is differentiated, which is not known here: {self._refusal}"
+            )
+        if self._certain:
+            return
+        if in_xla():
+            logger.warning("%s: %s", what, _UNCHECKED)
+        same = _agree(loss_gradients(self.loss, self.variables), gradients, self.loss)
+        tf.debugging.Assert(same, [_ANOTHER_LOSS.format(what)])
+
+    def require_mean(self, count: int) -> None:
+        """See to it that the loss is a mean over the examples, so that pieces of ``count`` make up the whole: compared
+        on the outputs that are there, while the step runs.
+
+        Raises:
+            RuntimeError: in ``minimize``.
+            ValueError: it is known not to be one.
+        """
+        self.require_data()
+        assert self._parts is not None
+        total = _examples_in(self.y_pred)
+        first = tf.minimum(count, tf.maximum(total - 1, 1))
+        (whole, a, b), outputs = self._parts([(0, total), (0, first), (first, total - first)])
+        share = tf.cast(first, whole.dtype) / tf.cast(total, whole.dtype)
+        # the rest of a batch of one is empty, and the mean over nothing is not a number
+        parts = share * a + tf.math.multiply_no_nan(b, 1 - share)
+        same = _agree(tf.gradients(whole, outputs), tf.gradients(parts, outputs), whole)
+        tf.debugging.Assert(same | tf.equal(total, 1), [_NO_MEAN])
+
     def fisher_loss(self) -> Any:
         """The loss with the labels replaced by what the model expects, held fixed; None where the loss will do.
 
@@ -111,10 +197,9 @@ class Objective:
             ValueError: wrong number, shape or dtype of values.
             RuntimeError: the loss cannot be evaluated again; the message says why.
         """
-        if self._refusal is None:
-            self._refusal = stateful_randomness(self.loss)
-        if self._refusal is not None:
-            raise RuntimeError(f"The loss of this step cannot be evaluated again: {self._refusal}")
+        refusal = self._refusal or stateful_randomness(self.loss)
+        if refusal is not None:
+            raise RuntimeError(f"The loss of this step cannot be evaluated again: {refusal}")
         if values is None:
             return self._evaluate(None)
         if len(values) != len(self.variables):

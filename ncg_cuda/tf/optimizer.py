@@ -80,10 +80,12 @@ class NewtonCG(keras.optimizers.Optimizer):  # type: ignore[misc]
             ``"empirical-fisher"``: positive semidefinite ones, see :mod:`ncg_cuda.tf.gauss_newton`; their products are
             cheaper, about 0.7 to 1.1 gradients. For these, a ``loss_fn`` given to :meth:`minimize` returns
             ``(loss, outputs)``; in ``fit`` nothing changes.
-        curvature_batch_size: take the curvature on so many examples of each batch (the first ones) only. The products
-            are cheaper by that ratio.
+        curvature_batch_size: take the curvature on so many examples of each batch (the first ones; under a
+            ``tf.distribute`` strategy the first ones of each replica, so many in all) only. The products are cheaper by
+            that ratio.
         micro_batch_size: make the products in pieces of so many examples, one after the other, in the memory of one
-            piece. Costs 2 to 3 gradients per product, as each piece is evaluated anew in every CG iteration.
+            piece (of each replica). Costs 2 to 3 gradients per product, as each piece is evaluated anew in every CG
+            iteration. The loss must be a mean over the examples; another one is refused.
         max_step: a limit on the length of a step, |learning_rate * d| over all weights together; None for none. Without
             it, a direction of almost no curvature can throw the weights far away.
         report_loss_after: also evaluate the loss at the new weights, on the same batch and with the same random
@@ -194,8 +196,9 @@ class NewtonCG(keras.optimizers.Optimizer):  # type: ignore[misc]
     def curvature_data(self) -> Feed | None:
         """Data for the curvature in ``fit``, other than the batch of the gradient.
 
-        Set it before training to (x, y), (x, y, sample_weight) or a ``tf.data.Dataset`` of such batches. It may be more
-        than a batch: ``micro_batch_size`` bounds the memory. Not saved with the model.
+        Set it before training to (x, y) or (x, y, sample_weight), of which every step takes all; or to a
+        ``tf.data.Dataset`` of such batches, of which every step takes the next one. Either may be larger than the
+        gradient's batch: ``micro_batch_size`` bounds the memory. Not saved with the model.
         """
         return self._feed
 
@@ -296,7 +299,12 @@ class NewtonCG(keras.optimizers.Optimizer):  # type: ignore[misc]
 
     def _backend_apply_gradients(self, grads: Sequence[Any], trainable_variables: Sequence[Any]) -> None:
         check_variables(trainable_variables)
-        raw = [dense(g) for g in grads]
+        if self.gradient_accumulation_steps and _replicas() > 1:
+            raise ValueError(
+                f"gradient_accumulation_steps={self.gradient_accumulation_steps} with {_replicas()} replicas of a "
+                "tf.distribute strategy: Keras cannot accumulate gradients there. Use larger batches"
+            )
+        raw = [_shaped(g, v) for g, v in zip(grads, trainable_variables, strict=True)]
         if self.gradient_accumulation_steps:
             logger.info("NewtonCG: the curvature of an accumulated step is that of its last batch")
         token = _gradients.set(_Gradients(raw, raw))
@@ -351,10 +359,18 @@ class NewtonCG(keras.optimizers.Optimizer):  # type: ignore[misc]
             return of_losses(self.curvature, variables, evaluations)
         size, micro = self.curvature_batch_size, self.micro_batch_size
         if size is None and micro is None and self.curvature_data is None:
-            here = Evaluated(None, gradients=gradients) if known is None else known.evaluated(gradients)
-            return linearized(self.curvature, here, variables)
+            if known is None:
+                return linearized(self.curvature, Evaluated(None, gradients=gradients), variables)
+            if self.curvature != "hessian":
+                known.verify(gradients, f"curvature={self.curvature!r}")
+            return linearized(self.curvature, known.evaluated(gradients), variables)
         known = self._objective()
-        known.require_data()
+        known.verify(gradients, "a curvature of other data than the gradient's")
+        if micro is not None:
+            known.require_mean(micro)
+        if size is not None and size % _replicas():
+            raise ValueError(f"curvature_batch_size={size} cannot be shared equally by {_replicas()} replicas")
+        size = None if size is None else size // _replicas()
         data = known.data if self.curvature_data is None else self.curvature_data.next()
         return of_data(self.curvature, variables, known.on, data, size=size, micro=micro)
 
@@ -391,6 +407,17 @@ class NewtonCG(keras.optimizers.Optimizer):  # type: ignore[misc]
         config: dict[str, Any] = super().get_config()
         config.update(self._settings)
         return config
+
+
+def _replicas() -> int:
+    return int(tf.distribute.get_strategy().num_replicas_in_sync)
+
+
+def _shaped(gradient: Any, variable: Any) -> Any:
+    """The gradient as a dense tensor of the variable's shape, which TensorFlow does not always infer."""
+    tensor = dense(gradient)
+    tensor.set_shape(raw_variable(variable).shape)
+    return tensor
 
 
 def _over_replicas(tensors: Sequence[Any]) -> list[Any]:

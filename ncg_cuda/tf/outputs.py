@@ -36,6 +36,43 @@ def outputs_of(y_pred: Any) -> list[Any]:
     return found
 
 
+def local_copy(batch: Any) -> Any:
+    """The tensors of a nest in the graph under construction, with what Keras's losses look for on them: a mask, the
+    logits.
+    """
+
+    def copy(t: Any) -> Any:
+        if not tf.is_tensor(t):
+            return t
+        out = tf.identity(t)
+        logits = getattr(t, "_keras_logits", None)
+        if logits is None and t.op.type in _ACTIVATIONS:
+            logits = t.op.inputs[0]
+        if logits is not None:
+            out._keras_logits = tf.identity(logits)
+        if hasattr(t, "_keras_mask"):
+            out._keras_mask = t._keras_mask
+        return out
+
+    return tf.nest.map_structure(copy, batch)
+
+
+def part_of(batch: Any, begin: Any, count: Any) -> Any:
+    """Some examples of a :func:`local_copy`."""
+
+    def cut(t: Any) -> Any:
+        if not tf.is_tensor(t) or t.shape.rank in (0, None):
+            return t
+        out = t[begin : begin + count]
+        for name in ("_keras_mask", "_keras_logits"):
+            more = getattr(t, name, None)
+            if more is not None:
+                setattr(out, name, more[begin : begin + count])
+        return out
+
+    return tf.nest.map_structure(cut, batch)
+
+
 def expected_labels(loss: Any, y: Any, y_pred: Any) -> Any:
     """The labels that the model itself expects: its outputs, held fixed.
 

@@ -26,8 +26,8 @@ NO_CURVATURE = (
 
 NO_OBJECTIVE = (
     "This step has no objective: the optimizer was called with gradients only, so it can neither evaluate the loss "
-    "again nor build its curvature on other data. Train with fit (after compile(optimizer=...)) or minimize, or leave out "
-    "what asks for that (report_loss_after, curvature_batch_size, micro_batch_size, curvature_data)"
+    "again nor build its curvature on other data. Train with fit (after compile(optimizer=...)) or minimize, or leave "
+    "out what asks for that (report_loss_after, curvature_batch_size, micro_batch_size, curvature_data)"
 )
 
 NO_OUTPUTS = (

@@ -127,6 +127,86 @@ def test_curvature_losses_of_minimize(kind: str, parts: int, monkeypatch: pytest
     assert relative_error([flat(kept)], [want]) < 1e-12
 
 
+def tokens(loss: Any, mask: bool, activity: bool = False) -> keras.Model:
+    keras.utils.set_random_seed(7)
+    added = keras.regularizers.L2(0.1) if activity else None
+    body = [
+        layers.Embedding(9, 4, mask_zero=mask),
+        layers.Dense(5, "tanh", activity_regularizer=added),
+        layers.Dense(3),
+    ]
+    model = keras.Sequential([keras.Input((6,)), *body])
+    model.compile(optimizer=NewtonCG(tau=0.1, curvature="gauss-newton", micro_batch_size=5), loss=loss)
+    return model
+
+
+TOKENS, CLASSES = RNG.integers(0, 9, (12, 6)), RNG.integers(0, 3, (12, 6))
+SHARES = np.repeat(RNG.uniform(0.5, 2, (12, 1)), 6, axis=1)
+
+
+@pytest.mark.parametrize(
+    ("reduction", "mask", "weights", "mean"),
+    [
+        ("sum_over_batch_size", False, None, True),
+        ("sum_over_batch_size", False, SHARES, True),
+        ("sum_over_batch_size", True, None, False),
+        ("mean_with_sample_weight", False, None, True),
+        ("mean_with_sample_weight", False, SHARES, False),
+        ("sum", False, None, False),
+    ],
+)
+@pytest.mark.parametrize("batch", [12, 5, 1])
+def test_pieces_of_what_is_no_mean_are_refused(
+    reduction: str, mask: bool, weights: Any, mean: bool, batch: int
+) -> None:
+    model = tokens(keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction=reduction), mask)
+
+    def fit() -> Any:
+        return model.fit(TOKENS, CLASSES, sample_weight=weights, batch_size=batch, verbose=0, shuffle=False)
+
+    if mean or batch == 1:  # one example is one piece
+        assert np.isfinite(fit().history["loss"]).all()
+    else:
+        with pytest.raises(tf.errors.InvalidArgumentError, match="micro_batch_size needs a loss that is a mean over"):
+            fit()
+
+
+def test_pieces_with_losses_of_layers_are_refused() -> None:
+    model = tokens(keras.losses.SparseCategoricalCrossentropy(from_logits=True), mask=False, activity=True)
+    with pytest.raises(ValueError, match=r"micro_batch_size: the layer 'dense\w*' adds a loss of its own"):
+        model.fit(TOKENS, CLASSES, verbose=0)
+
+
+@pytest.mark.parametrize("how", ["softmax", "logits"])
+def test_pieces_of_confident_probabilities(how: str) -> None:
+    """Keras takes a cross-entropy from the logits where it finds them; of parts it must find them, too."""
+    keras.utils.set_random_seed(7)
+    kernel = keras.initializers.RandomNormal(stddev=60.0)
+    last = layers.Dense(3, "softmax" if how == "softmax" else None, kernel_initializer=kernel)
+    model = keras.Sequential([keras.Input((4,)), last])
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=how == "logits")
+    model.compile(optimizer=NewtonCG(curvature="gauss-newton", micro_batch_size=4), loss=loss)
+    assert np.isfinite(model.fit(X, RNG.integers(0, 3, 23), batch_size=23, verbose=0).history["loss"]).all()
+
+
+@pytest.mark.parametrize("kind", ["hessian", "gauss-newton"])
+@pytest.mark.parametrize("micro", [5, 8])
+def test_pieces_under_xla(kind: str, micro: int, caplog: pytest.LogCaptureFixture) -> None:
+    def losses(jit: bool) -> list[float]:
+        model = network()
+        model.compile(
+            optimizer=NewtonCG(0.5, tau=0.5, curvature=kind, micro_batch_size=micro), loss="mse", jit_compile=jit
+        )
+        return list(model.fit(X[:16], Y[:16], batch_size=16, epochs=3, verbose=0).history["loss"])
+
+    np.testing.assert_allclose(losses(True), losses(False), rtol=1e-3)
+    assert "is left out" not in caplog.text
+    model = network()
+    model.compile(optimizer=NewtonCG(micro_batch_size=micro, curvature=kind), loss="mse", jit_compile=True)
+    model.fit(X, Y, batch_size=16, verbose=0)  # the last batch is smaller
+    assert "XLA needs pieces of one size" in caplog.text
+
+
 def test_training_in_pieces_is_training_at_once() -> None:
     def losses(**options: Any) -> list[float]:
         model = network()

@@ -64,6 +64,20 @@ def test_slow_tracing_is_said(
     assert all("for 4 weight tensors" in text for text in said)
 
 
+@pytest.mark.parametrize("curvature", ["hessian", "gauss-newton"])
+@pytest.mark.parametrize("path", ["op", "plain"])
+@pytest.mark.parametrize("recurrent", [False, True])
+def test_a_last_batch_of_another_size(path: str, curvature: str, recurrent: bool) -> None:
+    """The size of a batch is unknown then, and with it, for TensorFlow, shapes of gradients of a Dense on sequences."""
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(20, 4, 2)).astype("float32"), rng.normal(size=(20, 4, 2)).astype("float32")
+    body = [layers.LSTM(3, return_sequences=True)] if recurrent else [layers.Dense(3, "tanh")]
+    model = keras.Sequential([keras.Input((4, 2)), *body, layers.Dense(2)])
+    model.compile(optimizer=NewtonCG(curvature=curvature, path=path, max_iter=3), loss="mse")
+    losses = model.fit(x, y, batch_size=8, epochs=3, verbose=0).history["loss"]
+    assert losses[-1] < losses[0]
+
+
 def test_linear_regression_in_one_step() -> None:
     x, y = X.reshape(64, 36), RNG.normal(size=(64, 1)).astype("float32")
     model = keras.Sequential([keras.Input((36,)), layers.Dense(1)])

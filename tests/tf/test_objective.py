@@ -233,6 +233,63 @@ def test_custom_train_step_with_an_unclear_loss_is_refused(way: str, message: st
     model.fit(x, y, verbose=0)
 
 
+class Own(keras.Model):
+    """Its train_step differentiates something made of what compute_loss returns."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.way = way
+        self.dense, self.more = layers.Dense(3, "tanh"), layers.Dense(1)
+
+    def call(self, x: Any) -> Any:
+        return self.more(self.dense(x))
+
+    def train_step(self, data: Any) -> Any:
+        x, y = data
+        with tf.GradientTape() as tape:
+            loss = used = self.compute_loss(x=x, y=y, y_pred=self(x, training=True))
+            if self.way == "three times":
+                used = 3.0 * loss
+            elif self.way == "penalty":
+                used = loss + 0.3 * tf.reduce_sum(self.dense.kernel**2)
+        gradients = tape.gradient(used, self.trainable_variables)
+        if self.way == "gradients":
+            gradients = [3.0 * g for g in gradients]
+        self.optimizer.apply_gradients(zip(gradients, self.trainable_variables, strict=True))
+        return {"loss": loss}
+
+
+@pytest.mark.parametrize(
+    "options", [{"curvature": "gauss-newton"}, {"micro_batch_size": 2}, {"curvature_batch_size": 2}]
+)
+@pytest.mark.parametrize("way", ["as it is", "three times", "penalty", "gradients"])
+def test_curvature_of_another_loss_than_the_differentiated_one_is_refused(way: str, options: dict[str, Any]) -> None:
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(4, 2)).astype("float32"), rng.normal(size=(4, 1)).astype("float32")
+    model = Own(way)
+    model.compile(optimizer=NewtonCG(**options), loss="mse")
+    if way == "as it is":
+        before = model.evaluate(x, y, verbose=0)
+        model.fit(x, y, epochs=2, verbose=0)
+        assert model.evaluate(x, y, verbose=0) < before
+        return
+    with pytest.raises(tf.errors.InvalidArgumentError, match="train_step differentiates another one"):
+        model.fit(x, y, verbose=0)
+    model = Own(way)
+    model.compile(optimizer=NewtonCG(), loss="mse")  # the Hessian needs the gradients alone
+    model.fit(x, y, verbose=0)
+
+
+@pytest.mark.parametrize("way", ["twice", "changed"])
+def test_curvature_of_an_unclear_loss_is_refused(way: str) -> None:
+    model = TwoLosses(way)
+    model.compile(optimizer=NewtonCG(curvature="gauss-newton"), loss="mse")
+    with pytest.raises(
+        RuntimeError, match="curvature='gauss-newton' needs the loss that is differentiated, which is not"
+    ):
+        model.fit(np.ones((4, 2), "float32"), np.ones((4, 1), "float32"), verbose=0)
+
+
 def test_custom_train_step() -> None:
     model = TwoLosses("once")
     optimizer = Probing(0.1)
