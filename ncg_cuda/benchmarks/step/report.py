@@ -13,8 +13,10 @@ PARTS = ("linearisation", "products", "vector_work", "rest")
 WIDTH = 120
 """The most columns of a line."""
 
-_TIME = ("curvature", "design", "gradients", "", "seconds")
-_TIME += ("linearise", "products", "vectors", "rest", "a product", "vectors %")
+_TIME: Sequence[str] = (
+    *("curvature", "design", "gradients", "", "seconds"),
+    *("linearise", "products", "vectors", "rest", "a product", "vectors %"),
+)
 _MEMORY = ("curvature", "design", "MB", "x gradient", "process x", "graph MB", "tracing s", "first s", "nodes")
 
 LEGEND = """\
