@@ -13,8 +13,12 @@ import tensorflow as tf
 from .double import double, in_float64
 from .graphs import graph_chain, raw_variable
 from .locate import wrong_layers
-from .probe import HELD, OK, PRECISION, WRONG, Probe, probe_with_stops
+from .probe import HELD, OK, PRECISION, UNSURE, WRONG, Probe, probe_with_stops
 from .vectors import check_variables
+
+_NAMED = 3
+"""So many operations are named in a note."""
+_NOT_IN_FLOAT64 = "TensorFlow cannot compute the gradient in float64"
 
 
 @dataclass(frozen=True)
@@ -43,8 +47,10 @@ class CurvatureCheck:
     Attributes:
         rows: one per variable, in order.
         asymmetry: |s·Ht - t·Hs| for two random directions, relative.
-        symmetric: whether that is rounding.
+        symmetric: whether that is rounding; False where there was no product to check.
         precision: in what the check was computed.
+        tolerance: the relative error that counts as agreement: 1e-6 in float64, 1e-2 in float32; 1e-4 in float64 with
+            an operation in between that TensorFlow computes in float32, which a note then names.
         wrong_layers: the layers whose own second derivative is wrong or missing; empty where none is or none was found.
         refusal: the error that a product raises; empty where it raises none.
         notes: what else to know.
@@ -54,6 +60,7 @@ class CurvatureCheck:
     asymmetry: float
     symmetric: bool
     precision: str
+    tolerance: float
     wrong_layers: list[str] = field(default_factory=list)
     refusal: str = ""
     notes: list[str] = field(default_factory=list)
@@ -65,14 +72,17 @@ class CurvatureCheck:
 
     def __str__(self) -> str:
         width = max(len(row.variable) for row in self.rows) + 2
-        lines = [f"Hessian products: {'ok' if self.ok else 'NOT ok'} (checked in {self.precision})"]
+        doubt = self.symmetric and {row.verdict for row in self.rows} <= {OK, UNSURE}
+        word = "ok" if self.ok else "unsure" if doubt else "NOT ok"
+        lines = [f"Hessian products: {word} (checked in {self.precision}, relative error at most {self.tolerance:.0e})"]
         layer = None
         for row in self.rows:
             if row.layer != layer:
                 layer = row.layer
                 lines.append(f"  {layer or 'variables'}")
             lines.append(f"    {row.variable:<{width}}{row.relative_error:8.1e}  {row.verdict}")
-        lines.append(f"  symmetry: {self.asymmetry:.1e}  {'ok' if self.symmetric else 'NOT symmetric'}")
+        symmetry = f"{self.asymmetry:.1e}  {'ok' if self.symmetric else 'NOT symmetric'}"
+        lines.append(f"  symmetry: {'not checked' if np.isnan(self.asymmetry) else symmetry}")
         lines += [f"  wrong second derivative in layer: {name}" for name in self.wrong_layers]
         lines += [f"  error: {self.refusal}"] if self.refusal else []
         lines += [f"  note: {note}" for note in self.notes]
@@ -103,7 +113,8 @@ def check_curvature(
     Returns:
         The report: a row per variable, the layers to blame, and ``ok``.
 
-    A Keras model is checked as a copy in float64 if it can be copied; then a relative error of 1e-6 shows. Otherwise
+    A Keras model is checked as a copy in float64 if it can be copied; then a relative error of 1e-6 shows, or of 1e-4
+    where the loss runs through operations that TensorFlow computes in float32 (bilinear or bicubic resizing). Otherwise
     the check runs in the variables' own type and shows about 1e-2 in float32. Weights, moving averages and random
     seeds are as before afterwards; dropout draws the same masks in every evaluation. Costs about 20 gradients; where
     something is wrong also some of each layer. Not for use inside a ``tf.function`` or from several threads at once:
@@ -146,7 +157,10 @@ def check_curvature(
         if copied is not None:
             mine = [copied.variables[places[id(v)]] for v in chosen]
             loss_fn = _loss_of(copied, x, y, sample_weight, tf.float64)
-            return _check(loss_fn, mine, chosen, seed, notes)
+            try:
+                return _check(loss_fn, mine, chosen, seed, notes)
+            except (TypeError, tf.errors.OpError) as error:  # such as resizing by 'lanczos3'
+                notes.append(_NOT_IN_FLOAT64 + ", so small errors do not show: " + str(error).splitlines()[0])
     return _check(_loss_of(model, x, y, sample_weight, None), chosen, chosen, seed, notes)
 
 
@@ -188,14 +202,34 @@ def _check(
             "That is what SpectralNormalization and BatchNormalization(renorm=True) mean; if the stop is your own, "
             "make sure that you mean it, too"
         )
-    if "unsure" in verdicts:
+    tolerance = found.precision.tolerance
+    if found.single:
+        more = f" and {len(found.single) - _NAMED} more" if len(found.single) > _NAMED else ""
+        notes.append(
+            f"TensorFlow computes in float32 only: {', '.join(found.single[:_NAMED])}{more}. So the tolerance is "
+            f"{tolerance:.0e}, not {PRECISION[dtype].tolerance:.0e}"
+        )
+    if UNSURE in verdicts:
+        advice = ["check a smaller batch"]
+        if found.kinks:
+            advice.append("the model with smooth activations")
+        if found.single:
+            advice.append("the model without the operations that are in float32")
+        elif dtype == tf.float32 and not any(note.startswith(_NOT_IN_FLOAT64) for note in notes):
+            advice.append("in float64")
         notes.append(
             "differences over several steps do not agree with each other"
             + (": the loss has kinks (ReLU, max, abs)" if found.kinks else "")
-            + "; check a smaller batch, or the model with smooth activations, or in float64"
+            + "; "
+            + ", or ".join(advice)
         )
-    symmetric = bool(np.isnan(found.asymmetry)) or found.asymmetry <= PRECISION[dtype].symmetry
-    return CurvatureCheck(rows, found.asymmetry, symmetric, dtype.name, layers, found.refusal, notes)
+    if any(row.verdict == OK and row.relative_error > tolerance for row in rows):
+        notes.append(
+            f"a row above {tolerance:.0e} is ok where the differences themselves are no more exact: it is at most ten "
+            "times what they disagree by over two steps"
+        )
+    symmetric = bool(found.asymmetry <= found.precision.symmetry)  # False for NaN: there was no product
+    return CurvatureCheck(rows, found.asymmetry, symmetric, dtype.name, tolerance, layers, found.refusal, notes)
 
 
 def _name(variable: Any) -> str:

@@ -43,6 +43,10 @@ PIECEWISE_LINEAR = (
 )
 
 
+_FLAT = {"Ceil", "Floor", "FloorDiv", "Rint", "Round", "Sign"}
+"""Operations whose derivative is zero, for which TensorFlow may return zeros instead of None."""
+
+
 class LinearizedOutputs:
     """The map s -> JᵀCJ s + B s, held in the graph under construction; B: the Hessian of what by-passes the outputs.
 
@@ -139,7 +143,10 @@ class LinearizedOutputs:
         self._marks += second_derivatives.find(path)
 
     def _bends(self) -> bool:
-        curved = tf.gradients(self._slopes, self._z, grad_ys=[tf.zeros_like(d) for d in self._slopes])
+        path = depending_on(self._z, ancestors(self._slopes))
+        flat = [t for op in path if op.type in _FLAT for t in op.outputs]
+        zeros = [tf.zeros_like(d) for d in self._slopes]
+        curved = tf.gradients(self._slopes, self._z, grad_ys=zeros, stop_gradients=flat)
         return any(c is not None for c in curved)
 
     def _sum(self, parts: Sequence[Any]) -> list[Any]:

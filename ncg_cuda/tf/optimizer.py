@@ -26,6 +26,7 @@ from .newton import Step, newton_step
 from .parameters import (
     NO_OBJECTIVE,
     RUNS_EAGERLY,
+    check_keras_options,
     check_parameters,
     checked_learning_rate,
 )
@@ -150,6 +151,15 @@ class NewtonCG(keras.optimizers.Optimizer):  # type: ignore[misc]
             curvature=curvature,
             curvature_batch_size=curvature_batch_size,
             micro_batch_size=micro_batch_size,
+        )
+        check_keras_options(
+            clipnorm=clipnorm,
+            clipvalue=clipvalue,
+            global_clipnorm=global_clipnorm,
+            weight_decay=weight_decay,
+            gradient_accumulation_steps=gradient_accumulation_steps,
+            ema_momentum=ema_momentum,
+            ema_overwrite_frequency=ema_overwrite_frequency,
         )
         super().__init__(
             checked_learning_rate(learning_rate),

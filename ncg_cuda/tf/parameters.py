@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from numbers import Integral, Real
 from typing import Any
 
@@ -53,6 +54,27 @@ def check_parameters(
         raise ValueError(f"max_step={max_step!r} is not allowed: give a number > 0, or None for no limit")
     if path not in PATHS:
         raise ValueError(f"path={path!r} is not known; allowed: {', '.join(map(repr, PATHS))}")
+
+
+_KERAS_OPTIONS: dict[str, tuple[type, Callable[[Any], bool], str]] = {
+    "clipnorm": (Real, lambda v: 0 < v < math.inf, "a number > 0, or None for no clipping"),
+    "clipvalue": (Real, lambda v: 0 < v < math.inf, "a number > 0, or None for no clipping"),
+    "global_clipnorm": (Real, lambda v: 0 < v < math.inf, "a number > 0, or None for no clipping"),
+    "weight_decay": (Real, lambda v: 0 <= v < math.inf, "a number >= 0, or None for no decay"),
+    "gradient_accumulation_steps": (Integral, lambda v: v >= 2, "an integer >= 2, or None for a step per batch"),
+    "ema_momentum": (Real, lambda v: 0 <= v <= 1, "a number from 0 to 1"),
+    "ema_overwrite_frequency": (Integral, lambda v: v >= 1, "an integer >= 1, or None for never"),
+}
+
+
+def check_keras_options(**options: Any) -> None:
+    """Raise a ValueError for an option out of range that Keras's base class accepts, or stumbles on later."""
+    for name, value in options.items():
+        kind, allowed, text = _KERAS_OPTIONS[name]
+        if value is None and name != "ema_momentum":
+            continue
+        if isinstance(value, bool) or not isinstance(value, kind) or not allowed(value):
+            raise ValueError(f"{name}={value!r} is not allowed: give {text}")
 
 
 def checked_learning_rate(learning_rate: Any) -> Any:

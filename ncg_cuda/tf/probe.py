@@ -8,6 +8,7 @@ wrong only where such a pair disagrees with it by far more than with each other.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
@@ -18,6 +19,8 @@ import tensorflow as tf
 from .curvature import HessianOperator, gradient
 from .graphs import ancestors, graph_chain, nested_functions, raw_variable
 from .objective import RecordingScope, stateful_randomness
+from .resizing import resized_in_float64
+from .single import in_single
 from .stops import held_stops
 
 OK, WRONG, NOT_TWICE, UNSURE = "ok", "wrong", "not twice differentiable", "unsure"
@@ -41,6 +44,8 @@ class Precision:
         trusted: largest relative difference of two neighbours that says anything.
         floor: part of the whole product below which a variable's part counts as zero.
         symmetry: tolerance of s·Ht = t·Hs.
+        extrapolated: whether two neighbours make one difference of fourth order, so that steps can be long.
+        rounded: whether rounding spoils the steps that are short enough to cross few kinks.
     """
 
     steps: tuple[float, ...]
@@ -49,14 +54,24 @@ class Precision:
     trusted: float
     floor: float
     symmetry: float
+    extrapolated: bool = False
+    rounded: bool = False
 
 
 PRECISION = {
     tf.float64: Precision(
         tuple(4.0**-k for k in range(5, 13)), tuple(4.0**-k for k in range(13, 17)), 1e-6, 1e-2, 1e-6, 1e-8
     ),
-    tf.float32: Precision(tuple(4.0**-k for k in range(1, 6)), (), 1e-2, 5e-2, 1e-2, 1e-3),
+    tf.float32: Precision(tuple(4.0**-k for k in range(1, 6)), (), 1e-2, 5e-2, 1e-2, 1e-3, rounded=True),
 }
+
+PARTLY_SINGLE = Precision(
+    tuple(4.0**-k for k in range(1, 8)), (), 1e-4, 1e-3, 1e-2, 1e-4, extrapolated=True, rounded=True
+)
+"""float64 with an operation in between that TensorFlow computes in float32: the tolerance of the layer table."""
+
+PRODUCT_PARTLY_SINGLE = replace(PRECISION[tf.float64], tolerance=1e-4, floor=1e-2, symmetry=1e-4)
+"""The same where that concerns the product only, and the differences are all in float64."""
 
 
 @dataclass(frozen=True)
@@ -76,12 +91,16 @@ class Probe:
         asymmetry: |s·Ht - t·Hs| relative to the larger of them.
         kinks: whether the loss runs through operations with kinks.
         refusal: why there is no product at all; empty otherwise.
+        precision: what was expected of the differences.
+        single: the operations that TensorFlow computes in float32 for float64 variables.
     """
 
     findings: list[Finding]
     asymmetry: float
     kinks: bool
     refusal: str = ""
+    precision: Precision = PRECISION[tf.float64]
+    single: Sequence[str] = ()
 
 
 def probe(loss_fn: Callable[[], Any], variables: Sequence[Any], seed: int) -> Probe:
@@ -94,22 +113,28 @@ def probe(loss_fn: Callable[[], Any], variables: Sequence[Any], seed: int) -> Pr
         ValueError: the loss or its gradient cannot be computed, or it draws random numbers that cannot be repeated.
     """
     raw = [raw_variable(v) for v in variables]
-    precision = PRECISION[raw[0].dtype]
     kinks = False
+    single: list[str] = []
 
-    @tf.function(autograph=False)  # type: ignore[untyped-decorator]
-    def gradient_now() -> list[Any]:
-        nonlocal kinks
-        with RecordingScope():
-            loss, known = gradient(loss_fn, raw)
-        refusal = stateful_randomness(loss)
-        if refusal:
-            raise ValueError(f"check_curvature cannot compare two evaluations of this loss: {refusal}")
-        ops = ancestors([loss])
-        kinks = not _KINKED.isdisjoint(
-            {o.type for o in ops} | {n.op for f in nested_functions(ops) for n in f.node_def}
-        )
-        return [tf.zeros(v.shape, v.dtype) if g is None else g for g, v in zip(known, raw, strict=True)]
+    def differentiated() -> Callable[[], list[Any]]:
+        @tf.function(autograph=False)  # type: ignore[untyped-decorator]
+        def gradient_now() -> list[Any]:
+            nonlocal kinks, single
+            with RecordingScope():
+                loss, known = gradient(loss_fn, raw)
+            refusal = stateful_randomness(loss)
+            if refusal:
+                raise ValueError(f"check_curvature cannot compare two evaluations of this loss: {refusal}")
+            ops = ancestors([loss])
+            kinks = not _KINKED.isdisjoint(
+                {o.type for o in ops} | {n.op for f in nested_functions(ops) for n in f.node_def}
+            )
+            single = in_single([loss, *known], raw) if raw[0].dtype == tf.float64 else []
+            return [tf.zeros(v.shape, v.dtype) if g is None else g for g, v in zip(known, raw, strict=True)]
+
+        gradient_now()
+        made: Callable[[], list[Any]] = gradient_now
+        return made
 
     @tf.function(autograph=False)  # type: ignore[untyped-decorator]
     def products(s: list[Any], t: list[Any]) -> tuple[list[Any], list[Any]]:
@@ -119,12 +144,23 @@ def probe(loss_fn: Callable[[], Any], variables: Sequence[Any], seed: int) -> Pr
         return operator.product(s), operator.product(t)
 
     s, t = _directions(raw, seed), _directions(raw, seed + 1)
-    gradient_now()
+    gradient_now = differentiated()
+    precision, named = PRECISION[raw[0].dtype], single
+    if named:
+        # The product is that of the operations as they are; the differences need all the digits they can get.
+        precision = PARTLY_SINGLE
+        with resized_in_float64(), suppress(TypeError, ValueError, tf.errors.OpError):
+            exact = differentiated()
+            if not single:
+                gradient_now, precision = exact, PRODUCT_PARTLY_SINGLE
     try:
         of_s, of_t = ([np.asarray(p, "float64") for p in ps] for ps in products(s, t))
     except (ValueError, LookupError, NotImplementedError, tf.errors.OpError) as error:
-        return Probe([Finding(float("nan"), NOT_TWICE)] * len(raw), float("nan"), kinks, str(error))
+        return Probe([Finding(float("nan"), NOT_TWICE)] * len(raw), float("nan"), kinks, str(error), precision, named)
     differences = [_difference(gradient_now, raw, s, step) for step in precision.steps]
+    if precision.extrapolated:
+        # Each step is a quarter of the one before, and the error grows with its square.
+        differences = [[(16 * n - f) / 15 for f, n in zip(*pair, strict=True)] for pair in pairwise(differences)]
     whole = float(np.sqrt(sum(np.sum(p**2) for p in of_s)))
 
     def judge() -> list[Finding]:
@@ -136,7 +172,7 @@ def probe(loss_fn: Callable[[], Any], variables: Sequence[Any], seed: int) -> Pr
         findings = judge()
     a, b = _dot(s, of_t), _dot(t, of_s)
     size = max(abs(a), abs(b), 1e-3 * whole * float(np.sqrt(_dot(t, t))), np.finfo(float).tiny)
-    return Probe(findings, abs(a - b) / size, kinks)
+    return Probe(findings, abs(a - b) / size, kinks, precision=precision, single=named)
 
 
 def probe_with_stops(loss_fn: Callable[[], Any], variables: Sequence[Any], seed: int) -> Probe:
@@ -177,7 +213,7 @@ def _judge(product: Any, differences: list[Any], whole: float, precision: Precis
         return Finding(error, UNSURE)
     if error <= max(precision.tolerance, 10 * noise):
         return Finding(error, OK)
-    return Finding(error, UNSURE if kinks and precision is PRECISION[tf.float32] else WRONG)
+    return Finding(error, UNSURE if kinks and precision.rounded else WRONG)
 
 
 def _directions(raw: Sequence[Any], seed: int) -> list[Any]:

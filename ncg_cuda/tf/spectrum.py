@@ -75,6 +75,13 @@ class Spectrum:
     width: float
     runs: tuple[Quadrature, ...]
 
+    def __repr__(self) -> str:
+        nodes = sum(len(run.nodes) for run in self.runs)
+        return (
+            f"Spectrum(n={self.n}, nodes={nodes}, samples={len(self.runs)}, eigenvalues from "
+            f"{self.smallest()[0].value:.6g} to {self.largest()[0].value:.6g})"
+        )
+
     def largest(self, count: int = 1) -> list[RitzValue]:
         """The ``count`` largest eigenvalues, largest first; a multiple eigenvalue appears once."""
         best = max(self.runs, key=lambda run: float(run.nodes[-1]))  # no Ritz value lies beyond the spectrum

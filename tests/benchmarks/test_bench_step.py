@@ -93,6 +93,34 @@ def test_a_failed_configuration_is_shown_and_not_judged(tmp_path: Path) -> None:
     assert plot.draw(records.Results(tmp_path, {"iterations": 20})) is None
 
 
+def test_a_bar_ends_where_its_label_says() -> None:
+    """A step faster than the sum of its parts, by noise: the rest is negative."""
+    quick = seconds()
+    quick["step of none"] = [0.05, 0.1]
+    row = of_model(seconds=quick).rows[0]
+    assert row.gradients is not None
+    assert (row.in_gradients("rest") or 0.0) < 0
+    lengths = plot.lengths(row)
+    assert list(lengths) == list(report.PARTS)
+    assert min(lengths.values()) >= 0
+    assert lengths["rest"] == 0
+    assert lengths["products"] < (row.in_gradients("products") or 0.0)
+    assert sum(lengths.values()) == pytest.approx(row.gradients.median)
+
+
+def test_the_report_fits_into_120_columns(tmp_path: Path) -> None:
+    of = of_model(peak=123_456_789_012, nodes=1_234_567, seconds=seconds(step=1234.5))
+    of.rows.append(records.Row("gauss-newton", "reference", failed="RuntimeError: " + "many words " * 40))
+    results = records.Results(tmp_path, {"iterations": 20}, [of])
+    results.verdicts = targets.judge([of], 20)
+    lines = report.report(results).splitlines()
+    assert max(map(len, lines)) <= 120
+    (time,) = (line for line in lines if "vectors %" in line)
+    (memory,) = (line for line in lines if "x gradient" in line and "curvature" in line)
+    assert "MB" not in time
+    assert memory.split()[:3] == ["curvature", "design", "MB"]
+
+
 def test_the_gradient_runs_before_and_after_each_step() -> None:
     order: list[str] = []
 

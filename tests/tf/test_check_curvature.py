@@ -8,8 +8,11 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from tensorflow.python.ops import gen_image_ops
 
 from ncg_cuda.tf import check_curvature
+from ncg_cuda.tf.check import CurvatureCheck, VariableCheck
+from ncg_cuda.tf.resizing import resized_in_float64
 
 layers = keras.layers
 rng = np.random.default_rng(0)
@@ -116,6 +119,97 @@ def test_model_that_cannot_be_copied_is_checked_in_float32() -> None:
         assert "cannot be copied to float64" in str(report)
 
 
+def resizing(*middle: Any, how: str = "bilinear", activation: str = "tanh") -> keras.Model:
+    keras.utils.set_random_seed(1)
+    made = keras.Sequential(
+        [
+            keras.Input((6, 6, 2)),
+            layers.Conv2D(4, 3, activation=activation),
+            layers.BatchNormalization(),
+            layers.UpSampling2D(2, interpolation=how, name="larger"),
+            *middle,
+            layers.Dense(1, name="head"),
+        ]
+    )
+    made.compile("sgd", "mse")
+    return made
+
+
+PICTURES = rng.normal(size=(8, 8, 8, 1)).astype("float32")
+
+
+@pytest.mark.parametrize(
+    ("how", "op", "activation"), [("bilinear", "ResizeBilinear", "relu"), ("bicubic", "ResizeBicubic", "tanh")]
+)
+def test_operation_in_float32_is_no_false_alarm(how: str, op: str, activation: str) -> None:
+    """TensorFlow resizes float64 in float32: the layer table's tolerance holds, and the report says why."""
+    report = check_curvature(resizing(how=how, activation=activation), x=X, y=PICTURES)
+    assert report.ok, str(report)
+    assert (report.precision, report.tolerance) == ("float64", 1e-4)
+    assert max(row.relative_error for row in report.rows) <= 1e-4
+    assert any(op in note and "larger" in note and "float32 only" in note for note in report.notes)
+    assert not any("kinks" in note or "in float64" in note for note in report.notes)
+
+
+def test_wrong_gradient_is_found_behind_an_operation_in_float32() -> None:
+    report = check_curvature(resizing(Wrong(name="culprit")), x=X, y=PICTURES)
+    assert "wrong" in {row.verdict for row in report.rows}, str(report)
+    assert report.wrong_layers == ["culprit (Wrong)"]
+    assert str(report).startswith("Hessian products: NOT ok")
+
+
+def test_what_does_not_depend_on_the_weights_may_be_in_float32() -> None:
+    made = keras.Sequential([keras.Input((6, 6, 2)), layers.Resizing(4, 4), layers.Dense(3, "tanh"), layers.Dense(1)])
+    made.compile("sgd", "mse")
+    report = check_curvature(made, x=X, y=PICTURES[:, :4, :4])
+    assert report.ok, str(report)
+    assert report.tolerance == 1e-6
+
+
+def test_gradient_that_does_not_exist_in_float64_is_checked_in_float32() -> None:
+    report = check_curvature(resizing(how="lanczos3"), x=X, y=PICTURES)
+    assert report.ok, str(report)
+    assert report.precision == "float32"
+    assert "cannot compute the gradient in float64" in str(report)
+
+
+@pytest.mark.parametrize("how", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("options", [{}, {"align_corners": True}, {"half_pixel_centers": True}])
+def test_differences_resize_as_tensorflow_does(how: str, options: dict[str, bool]) -> None:
+    image = tf.constant(np.random.default_rng(1).normal(size=(2, 5, 7, 3)))
+    resize = getattr(gen_image_ops, f"resize_{how}")
+    with resized_in_float64():
+        found = getattr(gen_image_ops, f"resize_{how}")(image, [10, 4], **options)
+    assert getattr(gen_image_ops, f"resize_{how}") is resize
+    assert found.dtype == tf.float64
+    np.testing.assert_allclose(found, resize(image, [10, 4], **options), atol=2e-6)
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_user_code_in_float32_is_named_and_tolerated(nested: bool) -> None:
+    w = tf.Variable(rng.normal(size=(4, 3)))
+
+    def single() -> Any:
+        return tf.cast(tf.exp(tf.sin(tf.cast(w, tf.float32))), tf.float64)
+
+    part = tf.function(single, autograph=False) if nested else single
+    report = check_curvature(lambda: tf.reduce_mean(part() * w), [w])
+    assert report.ok, str(report)
+    assert report.tolerance == 1e-4
+    assert any(("Cast" if nested else "Sin") in note and "float32 only" in note for note in report.notes), str(report)
+
+
+def test_head_of_the_report_agrees_with_its_rows() -> None:
+    def head(verdict: str, asymmetry: float = 0.0, symmetric: bool = True) -> str:
+        rows = [VariableCheck("w", "", 1e-7, "ok"), VariableCheck("v", "", 1e-3, verdict)]
+        return str(CurvatureCheck(rows, asymmetry, symmetric, "float64", 1e-6)).split("(")[0].strip()
+
+    assert head("ok") == "Hessian products: ok"
+    assert head("unsure") == "Hessian products: unsure"
+    assert head("wrong") == "Hessian products: NOT ok"
+    assert head("ok", 1.0, symmetric=False) == "Hessian products: NOT ok"
+
+
 def test_refused_model_says_where() -> None:
     made = model(layers.Lambda(lambda x: tf.nn.fractional_max_pool(x, 1.5, seed=3)[0], name="odd"))
     report = check_curvature(made, x=X, y=Y)
@@ -123,6 +217,8 @@ def test_refused_model_says_where() -> None:
     assert {row.verdict for row in report.rows} == {"not twice differentiable"}
     assert "FractionalMaxPoolGrad" in report.refusal
     assert report.wrong_layers == ["odd (Lambda)"]
+    assert "symmetry: not checked" in str(report)
+    assert not report.symmetric
 
 
 def test_loss_function_with_plain_variables() -> None:

@@ -351,6 +351,27 @@ def test_mistakes(run: Callable[[], Any], error: type[Exception], message: str) 
 W = tf.Variable([1.0, 2.0], dtype=tf.float64)
 
 
+@pytest.mark.parametrize("loss", ["mae", "mean_absolute_percentage_error", "hinge", "categorical_hinge"])
+@pytest.mark.parametrize("curvature", ["gauss-newton", "fisher"])
+def test_loss_linear_in_the_outputs_is_refused(loss: str, curvature: str) -> None:
+    """TensorFlow's derivative of a sign is a tensor of zeros, not None: it is no curvature either."""
+    model, _ = network()
+    model.compile(optimizer=NewtonCG(curvature=curvature), loss=loss)
+    # A loss without labels of its own to replace may be refused for fisher before.
+    with pytest.raises(ValueError, match=r"mean absolute error|curvature='fisher' replaces the labels"):
+        model.fit(X, HOT, verbose=0)
+
+
+@pytest.mark.parametrize(("curvature", "options"), [("empirical-fisher", {}), ("gauss-newton", {"regularizer": "l2"})])
+def test_absolute_error_is_allowed_where_the_matrix_is_not_zero(curvature: str, options: dict[str, str]) -> None:
+    model, _ = network(**({"kernel_regularizer": "l2"} if options else {}))
+    optimizer = NewtonCG(curvature=curvature)
+    model.compile(optimizer=optimizer, loss="mae")
+    model.fit(X, REAL, verbose=0)
+    assert optimizer.last_step is not None
+    assert optimizer.last_step.products > 0
+
+
 def linear(w: Any) -> tuple[Any, Any]:
     z = w**2
     return tf.reduce_sum(z), z

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import keras
@@ -342,6 +343,29 @@ def test_config_round_trip() -> None:
 def test_bad_parameters(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         NewtonCG(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "allowed"),
+    [
+        ("clipnorm", -1, "a number > 0, or None"),
+        ("clipnorm", "1", "a number > 0, or None"),
+        ("clipvalue", -1, "a number > 0, or None"),
+        ("global_clipnorm", math.nan, "a number > 0, or None"),
+        ("weight_decay", -1, "a number >= 0, or None"),
+        ("gradient_accumulation_steps", 0, "an integer >= 2, or None"),
+        ("gradient_accumulation_steps", 2.5, "an integer >= 2, or None"),
+        ("ema_momentum", 2, "a number from 0 to 1"),
+        ("ema_overwrite_frequency", 0, "an integer >= 1, or None"),
+    ],
+)
+def test_options_of_keras_out_of_range_are_refused(option: str, value: Any, allowed: str) -> None:
+    with pytest.raises(ValueError, match=rf"^{option}={value!r} is not allowed: give {allowed}"):
+        NewtonCG(**{option: value})
+
+
+def test_options_of_keras_in_range_are_accepted() -> None:
+    NewtonCG(clipnorm=np.float32(1), weight_decay=0, gradient_accumulation_steps=np.int64(2), ema_overwrite_frequency=1)
 
 
 def test_gradients_from_outside_are_refused() -> None:

@@ -152,6 +152,11 @@ def test_bad_input() -> None:
         Matrix(np.full((4, 4), np.inf)).spectrum()
 
 
+def test_repr_is_one_line() -> None:
+    spectrum = Matrix(np.diag([-2.0, 1.0, 4.0])).spectrum(samples=2)
+    assert repr(spectrum) == "Spectrum(n=3, nodes=6, samples=2, eigenvalues from -2 to 4)"
+
+
 def test_memory_is_checked_first() -> None:
     from ncg_cuda.tf.spectrum import estimate_spectrum
 

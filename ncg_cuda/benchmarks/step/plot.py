@@ -12,6 +12,7 @@ from .records import OfModel, Results, Row
 from .report import PARTS, title
 
 _COLOURS = dict(zip(PARTS, ("#7fb2d6", "#1b6ca8", "#d1495b", "#b8b8b8"), strict=True))
+_LABELS = {"vector_work": "vector work", "rest": "rest (below zero: taken off the longest part)"}
 _TARGET = "0.1"
 
 
@@ -47,7 +48,7 @@ def draw(results: Results) -> Any:
     figure.suptitle(
         f"A Newton step of {iterations} CG iterations, in gradients of the same model and batch", fontsize=11
     )
-    entries: list[Any] = [Patch(color=_COLOURS[part], label=part.replace("_", " ")) for part in PARTS]
+    entries: list[Any] = [Patch(color=_COLOURS[part], label=_LABELS.get(part, part)) for part in PARTS]
     entries.append(Line2D([], [], color="0.15", linewidth=1.2, label="quartiles of the whole"))
     if marked:
         entries.append(Line2D([], [], color=_TARGET, linestyle="--", linewidth=1.4, label="target of the fused design"))
@@ -57,6 +58,24 @@ def draw(results: Results) -> Any:
 
 def _measured(of: OfModel) -> list[Row]:
     return [row for row in of.rows if row.gradients is not None and row.split is not None]
+
+
+def lengths(row: Row) -> dict[str, float]:
+    """The parts of a measured row's bar in gradients, none negative; they add up to the median of the whole.
+
+    Each part is a difference of times and can fall below zero by their noise, the rest above all; it is then taken off
+    the longest part.
+    """
+    assert row.gradients is not None
+    whole = row.gradients.median
+    parts = {part: row.in_gradients(part) or 0.0 for part in PARTS}
+    # Medians of parts do not quite add up to the median of the whole.
+    parts["rest"] = whole - sum(value for part, value in parts.items() if part != "rest")
+    negative = sum(min(0.0, value) for value in parts.values())
+    out = {part: max(0.0, value) for part, value in parts.items()}
+    longest = max(out, key=lambda part: out[part])
+    out[longest] += negative
+    return out
 
 
 def _draw(axes: Any, of: OfModel, iterations: int) -> bool:
@@ -71,8 +90,7 @@ def _draw(axes: Any, of: OfModel, iterations: int) -> bool:
     for y, row in enumerate(rows):
         assert row.gradients is not None
         left = 0.0
-        for part in PARTS:
-            width = max(0.0, row.in_gradients(part) or 0.0)  # a part may be lost in the noise of its difference
+        for part, width in lengths(row).items():
             axes.barh(y, width, left=left, height=0.66, color=_COLOURS[part])
             left += width
         axes.plot([row.gradients.low, row.gradients.high], [y, y], color="0.15", linewidth=1.2)

@@ -1,13 +1,23 @@
-"""The table that ``ncg-cuda bench step`` prints."""
+"""The tables that ``ncg-cuda bench step`` prints."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from textwrap import fill
 
 from ..report import table
 from .records import OfModel, Results, Row
 
 PARTS = ("linearisation", "products", "vector_work", "rest")
+
+WIDTH = 120
+"""The most columns of a line."""
+
+_TIME: Sequence[str] = (
+    *("curvature", "design", "gradients", "", "seconds"),
+    *("linearise", "products", "vectors", "rest", "a product", "vectors %"),
+)
+_MEMORY = ("curvature", "design", "MB", "x gradient", "process x", "graph MB", "tracing s", "first s", "nodes")
 
 LEGEND = """\
 Times in gradients: over the time of forward pass, backward pass and SGD update of the same model and batch, which runs
@@ -53,39 +63,44 @@ def _model(of: OfModel, iterations: int) -> str:
         if of.gradient_bytes is not None:
             text += f" and {_mb(of.gradient_bytes)} MB"
         lines.append(text)
-    head = ["curvature", "design", "gradients", "", "seconds"]
-    head += ["linearise", "products", "vectors", "rest", "a product", "vectors %"]
-    head += ["MB", "x gradient", "process x", "graph MB", "tracing s", "first s", "nodes", ""]
-    rows: list[Sequence[str]] = [head]
-    rows += [_row(of, row, iterations, len(head)) for row in of.rows]
-    if len(rows) > 1:
-        lines.append(table(rows, left=2))
+    measured = [row for row in of.rows if not row.failed and row.gradients is not None]
+    if measured:
+        lines.append(table([_TIME, *(_time(row, iterations) for row in measured)], left=2))
+        lines += ["", table([_MEMORY, *(_memory(of, row) for row in measured)], left=2)]
+    for row in of.rows:
+        if row not in measured:
+            text = f"{row.curvature}, {row.design}: failed: {row.failed}"
+            lines.append(fill(text, WIDTH, subsequent_indent="  ", break_on_hyphens=False))
     lines += [f"Note: {note}." for note in of.notes]
     return "\n".join(lines)
 
 
-def _row(of: OfModel, row: Row, iterations: int, columns: int) -> Sequence[str]:
-    if row.failed or row.gradients is None or row.step_seconds is None:
-        return (row.curvature, row.design, *["-"] * (columns - 3), f"failed: {row.failed}")
+def _time(row: Row, iterations: int) -> Sequence[str]:
+    assert row.gradients is not None
     products = row.in_gradients("products")
-    ratio = of.memory_ratio(row)
     return (
         row.curvature,
         row.design,
         f"{row.gradients.median:.1f}",
         f"[{row.gradients.low:.1f} … {row.gradients.high:.1f}]",
-        f"{row.step_seconds.median:.3g}",
+        "-" if row.step_seconds is None else f"{row.step_seconds.median:.3g}",
         *[_plain(row.in_gradients(part)) for part in PARTS],
         _plain(None if products is None else products / iterations),
         _plain(row.share("vector_work")),
+    )
+
+
+def _memory(of: OfModel, row: Row) -> Sequence[str]:
+    return (
+        row.curvature,
+        row.design,
         "-" if row.peak_bytes is None else _mb(row.peak_bytes),
-        _plain(ratio),
+        _plain(of.memory_ratio(row)),
         _plain(of.process_ratio(row)),
         "-" if row.tracing_bytes is None else _mb(row.tracing_bytes),
         _plain(row.trace_seconds),
         _plain(row.first_seconds),
         "-" if row.nodes is None else f"{row.nodes:,}",
-        "",
     )
 
 
