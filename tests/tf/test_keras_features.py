@@ -323,15 +323,25 @@ rng = np.random.default_rng(0)
 x = rng.normal(size=(64, 5)).astype("float32")
 y = np.tanh(x @ rng.normal(size=(5, 2))).astype("float32")
 strategy = tf.distribute.MirroredStrategy([f"/cpu:{i}" for i in range(devices)])
-out = {}
-for curvature in ("hessian", "gauss-newton"):
+def fit(x, y, **options):
     keras.utils.set_random_seed(7)
     with strategy.scope():
         model = keras.Sequential([keras.Input((5,)), keras.layers.Dense(8, "tanh"), keras.layers.Dense(2)])
-        model.compile(optimizer=NewtonCG(0.5, tau=0.2, max_iter=5, curvature=curvature), loss="mse")
+        model.compile(optimizer=NewtonCG(0.5, tau=0.2, max_iter=5, **options), loss="mse")
     losses = model.fit(x, y, batch_size=32, epochs=2, shuffle=False, verbose=0).history["loss"]
     step = model.optimizer.last_step
-    out[curvature] = [losses, [float(np.abs(w).sum()) for w in model.get_weights()], step.gradient_norm]
+    return [losses, [float(np.abs(w).sum()) for w in model.get_weights()], step.gradient_norm]
+out = {curvature: fit(x, y, curvature=curvature) for curvature in ("hessian", "gauss-newton")}
+out["pieces"] = fit(x, y, curvature="gauss-newton", micro_batch_size=8)
+# each replica gets the same half of a batch, and so the same first examples
+x, y = (np.concatenate([v[:16], v[:16], v[16:32], v[16:32]]) for v in (x, y))
+out["part"] = fit(x, y, curvature="gauss-newton", curvature_batch_size=4 * devices)
+out["refused"] = []
+for options in ({"curvature_batch_size": 7}, {"gradient_accumulation_steps": 2}) if devices > 1 else ():
+    try:
+        fit(x, y, **options)
+    except Exception as error:
+        out["refused"].append(str(error))
 print(json.dumps(out))
 """
 
@@ -345,6 +355,10 @@ def test_mirrored_strategy_equals_one_device() -> None:
         return json.loads(done.stdout.splitlines()[-1])
 
     one, two = run(1), run(2)
+    several, accumulated = two.pop("refused")
+    assert "curvature_batch_size=7 cannot be shared equally by 2 replicas" in several
+    assert "gradient_accumulation_steps=2 with 2 replicas" in accumulated
+    assert one.pop("refused") == []
     for curvature, (losses, sums, norm) in one.items():
         np.testing.assert_allclose(two[curvature][0], losses, rtol=1e-5)
         np.testing.assert_allclose(two[curvature][1], sums, rtol=1e-5)
