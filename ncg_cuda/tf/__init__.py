@@ -9,12 +9,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from . import v1
+    from . import learning_rates, v1
     from .backup import BackupAndRestore
     from .check import check_curvature
     from .curvature import HessianOperator, hessian_vector_product
     from .estimates import Estimate
     from .gauss_newton_operator import GaussNewtonOperator
+    from .learning_rates import LearningRates
     from .micro_batches import MicroBatchedOperator
     from .moments import exact_moments
     from .objective import Objective
@@ -29,6 +30,7 @@ _ATTRIBUTES = {
     "Estimate": "estimates",
     "GaussNewtonOperator": "gauss_newton_operator",
     "HessianOperator": "curvature",
+    "LearningRates": "learning_rates",
     "MicroBatchedOperator": "micro_batches",
     "NewtonCG": "optimizer",
     "Objective": "objective",
@@ -45,6 +47,7 @@ __all__ = [
     "Estimate",
     "GaussNewtonOperator",
     "HessianOperator",
+    "LearningRates",
     "MicroBatchedOperator",
     "NewtonCG",
     "Objective",
@@ -53,6 +56,7 @@ __all__ = [
     "check_curvature",
     "exact_moments",
     "hessian_vector_product",
+    "learning_rates",
     "v1",
 ]
 

@@ -4,8 +4,12 @@ The functions are those of the paper's scripts (S. Reiz, T. Neckel, H.-J. Bungar
 Gradient Method on Multiple GPUs", 2022) and the cyclical ones of L. N. Smith, "Cyclical learning rates for training
 neural networks" (WACV 2017)::
 
-    model.fit(x, y, epochs=40, callbacks=[LearningRates(step_decay(0.1, every=10))])
-    model.fit(x, y, epochs=40, callbacks=[LearningRates(triangular(0.01, 0.3, half_cycle=200), by="step")])
+    from ncg_cuda.tf import LearningRates, learning_rates
+
+    rate = learning_rates.step_decay(0.1, every=10)
+    model.fit(x, y, epochs=40, callbacks=[LearningRates(rate)])
+    rate = learning_rates.triangular(0.01, 0.3, half_cycle=200)
+    model.fit(x, y, epochs=40, callbacks=[LearningRates(rate, by="step")])
 """
 
 from __future__ import annotations
